@@ -1,0 +1,56 @@
+# Everything runs in .venv, which the first call makes. ARGS= is handed to the command behind a target:
+#   make up ARGS="--port 7000 --shards 4"      make test ARGS="tests/cli -k ready"
+.DEFAULT_GOAL := help
+.PHONY: help up test lint clean
+ARGS ?=
+PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml proxy/__init__.py
+
+help:
+	@echo "make up     install what is needed, run a cluster with the proxy in front of it, until Ctrl-C"
+	@echo "make test   run the tests"
+	@echo "make lint   ruff and mypy --strict"
+	@echo "make clean  remove .venv and caches (never the data in .ackgate)"
+
+up: .venv/installed
+	@exec .venv/bin/ackgate up $(ARGS)
+
+test: .venv/installed-dev
+	@exec .venv/bin/python -m pytest $(ARGS)
+
+lint: .venv/installed-dev
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy --strict proxy shard
+
+# Finds a Python that is new enough AND can make virtual environments; Debian ships the second apart.
+.venv/bin/python:
+	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	  command -v $$python >/dev/null 2>&1 || continue; \
+	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  found=$$python; \
+	  $$python -c 'import ensurepip, venv' 2>/dev/null || continue; \
+	  echo "making .venv with $$($$python --version)"; \
+	  rm -rf .venv; $$python -m venv .venv && exit 0; \
+	  rm -rf .venv; exit 1; \
+	done; \
+	if [ -n "$$found" ]; then \
+	  echo "make: $$found cannot make a virtual environment; install its venv module (on Debian: apt install python3-venv)" >&2; \
+	else \
+	  echo "make: Python 3.11 or newer is needed and none was found on PATH; install it (on Debian 12+: apt install python3 python3-venv)" >&2; \
+	fi; \
+	exit 1
+
+# The stamps make a second call quick: nothing is installed again until what is depended on changes.
+.venv/installed: $(SOURCES) | .venv/bin/python
+	@echo "installing ackgate and what it needs into .venv ..."
+	@$(PIP) install --editable .
+	@touch $@
+
+.venv/installed-dev: $(SOURCES) | .venv/bin/python
+	@echo "installing ackgate and what its tests need into .venv ..."
+	@$(PIP) install --editable '.[dev]'
+	@touch .venv/installed $@
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis ackgate.egg-info
+	find proxy shard tests -name __pycache__ -type d -prune -exec rm -rf {} +

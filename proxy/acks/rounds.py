@@ -1,0 +1,487 @@
+"""Rounds: what a shard's replicas have acknowledged, asked once for every session that waits.
+
+One :class:`ShardRounds` per shard.  A waiter brings its threshold, an offset of the replication
+stream; the loop samples, kicks, looks, and lets go whoever has enough.  Nothing is written for WAIT,
+no connection is kept by one waiter, and one that can never be satisfied holds back nobody.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import trio
+
+from proxy.acks.incarnation import Incarnation, Incarnations, Life, own_slots, parse_info
+from shard.client import ConnectionLost, ControlConnection, ReplyError
+
+MARKER = bytes.fromhex("0a005d9b5c400f7fa2da")
+"""An empty FUNCTION payload (RDB version 10, CRC): restoring it changes nothing and raises the offset."""
+KICK = ("WAIT", 2147483647, 0)
+"""More replicas than there are, for ever: it makes the primary ask every replica for an acknowledgment."""
+MARKER_LANES = 4
+"""Connections that may each hold one WAITAOF round; with the two of WAIT, six ack lanes a shard."""
+POLL_FIRST = 0.0002  # seconds; acknowledgments take 0.3 ms on a quiet link
+POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
+KICK_AGAIN = 1.0  # seconds; replicas speak on their own once a second, so this is no more than a reminder
+RETRY = 0.05  # seconds between attempts to reach a shard's primary
+SAMPLES = 256  # offsets remembered, so that sessions which wait twice keep their threshold
+
+
+T = TypeVar("T")
+
+
+class MarkerRefused(Exception):
+    """The shard did not take the marker (OOM, NOREPLICAS, NOPERM ...): what is fsynced cannot be known."""
+
+
+class Gate:
+    """Opens when so many waiters have enough, or one of them failed."""
+
+    __slots__ = ("_event", "_left", "failure")
+
+    def __init__(self, waiters: int) -> None:
+        self._left = waiters
+        self._event = trio.Event()
+        self.failure: Exception | None = None
+        if not waiters:
+            self._event.set()
+
+    def enough(self) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            self._event.set()
+
+    def fail(self, failure: Exception) -> None:
+        self.failure = self.failure or failure
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+class Waiter:
+    """One session's question to one shard, and the counts it has so far."""
+
+    __slots__ = ("count", "done", "gate", "local", "threshold", "want", "want_local")
+
+    def __init__(self, gate: Gate, want: int, want_local: int, threshold: int | None) -> None:
+        self.gate = gate
+        self.want = want
+        self.want_local = want_local
+        self.threshold = threshold
+        """The offset to be acknowledged; None until one is sampled for it."""
+        self.count = 0
+        self.local = 0
+        self.done = False
+
+    def see(self, count: int, local: int = 0) -> bool:
+        """Take in the present counts; True when they are enough."""
+        self.count = count
+        self.local = local
+        if not self.done and count >= self.want and local >= self.want_local:
+            self.done = True
+            self.gate.enough()
+        return self.done
+
+    def fail(self, failure: Exception) -> None:
+        self.done = True
+        self.gate.fail(failure)
+
+
+class Verdict(NamedTuple):
+    """What was read behind the counts."""
+
+    incarnation: Incarnation | None
+    """The life now in charge; None when the node is no primary any more."""
+    generation: int
+    moving: bool
+    """A slot of the shard is on its way out or in."""
+    untrusted: str | None
+    """Why the shard's WAITAOF cannot be believed; None when it can."""
+
+
+class Shared(Generic[T]):
+    """Many callers, one call: those who come while a run is under way share the next."""
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        self._work = work
+        self._lock = trio.Lock()
+        self._begun = 0
+        self._last: tuple[int, T | None, Exception | None] = (0, None, None)
+
+    async def fresh(self) -> T:
+        """The result of a run that began after this call.  Raises what the run raised."""
+        wanted = self._begun + 1
+        async with self._lock:
+            if self._last[0] < wanted:
+                self._begun += 1
+                number = self._begun
+                try:
+                    self._last = (number, await self._work(), None)
+                except Exception as error:
+                    self._last = (number, None, error)
+            _, result, failure = self._last
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[return-value]
+
+
+class MarkerRound:
+    """A marker on its way to the replicas' disks, and those who wait for it."""
+
+    __slots__ = ("connection", "waiters")
+
+    def __init__(self, connection: ControlConnection) -> None:
+        self.connection = connection
+        self.waiters: list[Waiter] = []
+
+
+class Primary:
+    """The ack lanes to one primary: ``main`` looks, ``kicker`` is kept blocked; neither ever writes."""
+
+    def __init__(self, main: ControlConnection, kicker: ControlConnection, node_id: str, info: dict[str, str]) -> None:
+        self.main = main
+        self.kicker = kicker
+        self.node_id = node_id
+        self.run_id = info.get("run_id", "")
+        self.kicker_id = 0
+        self.engine = "valkey" if "valkey_version" in info else "redis"
+        self.version = info.get("valkey_version") or info.get("redis_version", "")
+        self.kicked = -KICK_AGAIN
+        self.free: list[ControlConnection] = []
+        self.lanes = 0
+
+    async def look(self) -> tuple[int, list[int]]:
+        """The stream's offset and what each online replica acknowledged.  ``ConnectionLost`` when demoted."""
+        role = await self.main.call("ROLE")
+        if role[0] != b"master":
+            raise ConnectionLost("the node is not a primary any more")
+        return int(role[1]), [int(replica[2]) for replica in role[2]]
+
+    async def kick(self) -> None:
+        """Ask the replicas to acknowledge what was sampled before this call."""
+        self.kicked = trio.current_time()
+        if self.kicker.pending:
+            await self.main.call("CLIENT", "UNBLOCK", self.kicker_id)
+            await self.kicker.receive()
+        await self.kicker.send(*KICK)
+
+    def close(self) -> None:
+        for connection in (self.main, self.kicker, *self.free):
+            connection.abort()
+
+
+class ShardRounds:
+    """See the module.
+
+    ``connect(purpose)`` opens a connection to the shard's present primary (``ConnectionLost`` when it
+    has none); ``ticked(shard)`` is called when the tick or generation changed, so that lanes stamp
+    writes anew; ``distrust()`` names a node of the shard whose WAITAOF cannot be believed.
+    """
+
+    def __init__(
+        self,
+        shard: int,
+        incarnations: Incarnations,
+        *,
+        connect: Callable[[], Awaitable[ControlConnection]],
+        ticked: Callable[[int], None],
+        distrust: Callable[[Primary], Awaitable[str | None]],
+    ) -> None:
+        self.shard = shard
+        self.tick = 1
+        self.generation = 0
+        self.rounds = 0
+        self._slots: frozenset[str] | None = None
+        self._incarnations = incarnations
+        self._connect = connect
+        self._ticked = ticked
+        self._distrust = distrust
+        self._primary: Primary | None = None
+        self._opening = trio.Lock()
+        self._waiting: list[Waiter] = []
+        self._unmarked: list[Waiter] = []
+        self._unwritten: list[Waiter] = []
+        self._marked: list[MarkerRound] = []
+        self._wanted = trio.Event()
+        self._marking_wanted = trio.Event()
+        self._poke = trio.Event()
+        self._looked = trio.Event()
+        self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
+        self._kicking = trio.Lock()
+        self._verify = Shared(self._read_verdict)
+        self._verify_fsync = Shared(self._read_fsync_verdict)
+
+    # -- what acks and topology tell ------------------------------------------------------------
+    def owns(self, slots: frozenset[str]) -> None:
+        """The shard's slot ranges as someone who should know just said.  Losing any starts a new generation."""
+        if self._slots is not None and slots != self._slots and expand(self._slots) - expand(slots):
+            self.generation += 1
+            self._ticked(self.shard)
+        self._slots = slots
+
+    def threshold_after(self, tick: int) -> int | None:
+        """The first offset sampled after ``tick``; None when there is none yet."""
+        at = bisect.bisect_right(self._samples, (tick, 1 << 63))
+        return self._samples[at][1] if at < len(self._samples) else None
+
+    def reset(self) -> None:
+        """The shard's primary changed: connections and offsets of the former one mean nothing any more."""
+        if self._primary is not None:
+            self._primary.close()
+            self._primary = None
+        self._samples.clear()
+
+    # -- what waiters do ------------------------------------------------------------------------
+    def join(self, waiter: Waiter) -> None:
+        """Wait for replicas to have the waiter's threshold (a new sample if it has none)."""
+        self._waiting.append(waiter)
+        self._wanted.set()
+        self._poke.set()
+
+    def join_fsync(self, waiter: Waiter, wrote: bool) -> None:
+        """Wait for everything answered so far to be fsynced; ``wrote`` False: the session wrote nothing here."""
+        (self._unmarked if wrote else self._unwritten).append(waiter)
+        self._marking_wanted.set()
+
+    def leave(self, waiter: Waiter) -> None:
+        """The waiter is gone or done."""
+        for waiters in (self._waiting, self._unmarked, self._unwritten, *(r.waiters for r in self._marked)):
+            if waiter in waiters:
+                waiters.remove(waiter)
+                return
+
+    async def look_again(self) -> None:
+        """Come back after a look that began after this call: a deadline's counts are then the present ones."""
+        for _ in range(2):  # the one under way may have begun before
+            if not self._waiting:
+                return
+            self._poke.set()
+            await self._looked.wait()
+
+    async def verdict(self, fsync: bool) -> Verdict:
+        """What holds now, read after this call.  Raises ``ConnectionLost``, ``ReplyError``."""
+        return await (self._verify_fsync if fsync else self._verify).fresh()
+
+    # -- the loops ------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Serve waiters for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_offsets)
+            nursery.start_soon(self._run_markers, nursery)
+
+    async def _run_offsets(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            try:
+                await self._serve_offsets()
+            except (ConnectionLost, ReplyError):
+                self.reset()
+                await trio.sleep(RETRY)
+                if self._waiting:
+                    self._wanted.set()
+
+    async def _serve_offsets(self) -> None:
+        delay = POLL_FIRST
+        while self._waiting:
+            primary = await self._reach()
+            self._poke = trio.Event()
+            unsampled = [waiter for waiter in self._waiting if waiter.threshold is None]
+            if unsampled:
+                self._advance()
+            tick = self.tick
+            offset, acknowledged = await primary.look()
+            if unsampled:
+                self._samples.append((tick, offset))
+                for waiter in unsampled:
+                    waiter.threshold = offset
+            self._waiting = [waiter for waiter in self._waiting if not _satisfied(waiter, acknowledged)]
+            self._looked.set()
+            self._looked = trio.Event()
+            if not self._waiting:
+                return
+            if unsampled or trio.current_time() - primary.kicked >= KICK_AGAIN:
+                await self._kick(primary)
+                delay = POLL_FIRST
+                continue
+            with trio.move_on_after(delay):
+                await self._poke.wait()
+            delay = min(delay * 2, POLL_LONGEST)
+
+    def _advance(self) -> None:
+        """Begin a new tick: replies read from now on are not covered by the offset about to be sampled."""
+        self.tick += 1
+        self.rounds += 1
+        self._ticked(self.shard)
+
+    async def _run_markers(self, nursery: trio.Nursery) -> None:
+        while True:
+            await self._marking_wanted.wait()
+            self._marking_wanted = trio.Event()
+            try:
+                await self._mark(nursery)
+            except (ConnectionLost, ReplyError):
+                await trio.sleep(RETRY)
+                if self._unmarked or self._unwritten:
+                    self._marking_wanted.set()
+
+    async def _mark(self, nursery: trio.Nursery) -> None:
+        """Put everyone who waits for a marker behind one."""
+        primary = await self._reach()
+        await self._refuse_without_aof(primary)
+        if self._unwritten:
+            unmarked = MarkerRound(primary.main)
+            unmarked.waiters, self._unwritten = self._unwritten, []
+            self._marked.append(unmarked)
+            nursery.start_soon(self._watch, primary, unmarked)
+        if not self._unmarked:
+            return
+        round_, fresh = await self._round(primary)
+        waiters, self._unmarked = self._unmarked, []
+        self._advance()
+        try:
+            await round_.connection.call("FUNCTION", "RESTORE", MARKER)
+        except ReplyError as error:
+            for waiter in waiters:
+                waiter.fail(MarkerRefused(str(error)))
+            waiters = []
+        except BaseException:
+            self._unmarked = waiters + self._unmarked
+            if fresh:
+                round_.connection.abort()
+                primary.lanes -= 1
+            raise
+        round_.waiters += waiters
+        if fresh:
+            self._marked.append(round_)
+            nursery.start_soon(self._watch, primary, round_)
+
+    async def _refuse_without_aof(self, primary: Primary) -> None:
+        """A shard without AOF refuses numlocal 1 in the engine's own words; the error wins over numbers."""
+        local = [waiter for waiter in (*self._unmarked, *self._unwritten) if waiter.want_local]
+        if not local:
+            return
+        try:
+            await primary.main.call("WAITAOF", 1, 0, 1)
+        except ReplyError as error:
+            for waiter in local:
+                self.leave(waiter)
+                waiter.fail(error)
+
+    async def _round(self, primary: Primary) -> tuple[MarkerRound, bool]:
+        """A lane for a new marker; with none left the newest round's marker is raised, never the oldest's."""
+        if primary.free:
+            return MarkerRound(primary.free.pop()), True
+        mine = [round_ for round_ in self._marked if round_.connection is not primary.main]
+        if primary.lanes >= MARKER_LANES and mine:
+            return mine[-1], False
+        primary.lanes += 1
+        try:
+            return MarkerRound(await self._connect()), True
+        except BaseException:
+            primary.lanes -= 1
+            raise
+
+    async def _watch(self, primary: Primary, round_: MarkerRound) -> None:
+        """Let go those who have enough, and ask for acknowledgments again while somebody has not."""
+        delay = POLL_FIRST
+        try:
+            while round_.waiters:
+                local, count = await round_.connection.call("WAITAOF", 0, 0, 0)
+                round_.waiters = [waiter for waiter in round_.waiters if not waiter.see(count, local)]
+                if not round_.waiters:
+                    break
+                # An acknowledgment given before the fsync is stale, so it has to be asked for anew.
+                await self._kick(primary)
+                await trio.sleep(delay)
+                delay = min(delay * 2, POLL_LONGEST)
+        except (ConnectionLost, ReplyError):
+            round_.connection.abort()
+            # The connection's write offset is lost with it: those who wait need another marker.
+            (self._unwritten if round_.connection is primary.main else self._unmarked).extend(round_.waiters)
+            round_.waiters = []
+            self._marking_wanted.set()
+        finally:
+            self._marked.remove(round_)
+        if round_.connection is primary.main:
+            return
+        if round_.connection.closed or primary is not self._primary:
+            primary.lanes -= 1
+            round_.connection.abort()
+        else:
+            primary.free.append(round_.connection)
+
+    async def _kick(self, primary: Primary) -> None:
+        async with self._kicking:
+            await primary.kick()
+
+    # -- connections and what is read behind the counts ----------------------------------------------
+    async def _reach(self) -> Primary:
+        """The ack lanes to the present primary, opened when needed."""
+        async with self._opening:
+            if self._primary is not None and not (self._primary.main.closed or self._primary.kicker.closed):
+                return self._primary
+            self.reset()
+            main = await self._connect()
+            try:
+                kicker = await self._connect()
+            except BaseException:
+                main.abort()
+                raise
+            try:
+                node_id, info = await main.pipeline(["CLUSTER", "MYID"], ["INFO", "server"])
+                primary = Primary(main, kicker, _text(node_id), parse_info(info))
+                kicker_node, kicker_info, kicker_id = await kicker.pipeline(
+                    ["CLUSTER", "MYID"], ["INFO", "server"], ["CLIENT", "ID"]
+                )
+                if _text(kicker_node) != primary.node_id or parse_info(kicker_info).get("run_id") != primary.run_id:
+                    raise ConnectionLost("the two ack lanes met different nodes")
+                primary.kicker_id = int(kicker_id)
+            except BaseException:
+                main.abort()
+                kicker.abort()
+                raise
+            self._primary = primary
+            return primary
+
+    async def _read_verdict(self) -> Verdict:
+        primary = await self._reach()
+        info, nodes = await primary.main.pipeline(["INFO", "replication"], ["CLUSTER", "NODES"])
+        for reply in (info, nodes):
+            if isinstance(reply, ReplyError):
+                raise reply
+        fields = parse_info(info)
+        fields["run_id"] = primary.run_id
+        incarnation = self._incarnations.observe(Life.read(primary.node_id, fields))
+        slots, moving = own_slots(nodes)
+        self.owns(slots)
+        return Verdict(incarnation, self.generation, moving, None)
+
+    async def _read_fsync_verdict(self) -> Verdict:
+        verdict = await self._read_verdict()
+        primary = await self._reach()
+        return verdict._replace(untrusted=await self._distrust(primary))
+
+
+def _satisfied(waiter: Waiter, acknowledged: list[int]) -> bool:
+    threshold = waiter.threshold or 0
+    return waiter.see(sum(1 for offset in acknowledged if offset >= threshold))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, ReplyError):
+        raise value
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def expand(ranges: frozenset[str]) -> set[int]:
+    """Slot ranges such as ``"0-5460"`` or ``"7"`` as slots."""
+    slots: set[int] = set()
+    for text in ranges:
+        first, _, last = text.partition("-")
+        slots.update(range(int(first), int(last or first) + 1))
+    return slots

@@ -1,0 +1,368 @@
+"""WAIT and WAITAOF of one session: every shard asked at once, the least answered, or no number at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
+
+import trio
+
+from proxy.acks.arguments import Asked
+from proxy.acks.incarnation import Incarnation, Incarnations, Stamp
+from proxy.acks.rounds import Gate, MarkerRefused, Primary, ShardRounds, Verdict, Waiter
+from proxy.codec.reply import array, error, integer
+from shard.client import ConnectionLost, ControlConnection, ReplyError
+
+RETRY = 0.05  # seconds before what could not be proved is tried again, while there is time
+GRACE = 0.05  # seconds behind the deadline for a last look, so that partial counts are the present ones
+PROOF = 2.0  # seconds; a primary that does not answer that long proves nothing
+GONE = (
+    b"-UNBLOCKED force unblock from blocking operation, the primary that took writes of this session "
+    b"is no longer in charge of them: whether they were kept is not known\r\n"
+)
+
+Counts = tuple[int, int]
+"""(local, replicas) of one shard."""
+NOTHING: Counts = (0, 0)
+
+
+class Unconfirmed(Exception):
+    """A write of this session was taken by a life that has ended: no number can be given."""
+
+
+class Untrusted(Exception):
+    """The engine's WAITAOF cannot be believed; says why and what to do."""
+
+
+class Writer(Protocol):
+    """What acks knows of a session: the stamps of its writes, by shard index, as [first, last]."""
+
+    writes: dict[int, list[Stamp]]
+
+
+class Memory:
+    """What a session was told before: a second WAIT keeps its threshold, a second WAITAOF its answer."""
+
+    __slots__ = ("fsynced", "thresholds")
+
+    def __init__(self) -> None:
+        self.thresholds: dict[int, tuple[Stamp, int]] = {}
+        self.fsynced: dict[int, tuple[Stamp, Counts]] = {}
+
+
+class Acks:
+    """The rounds of all shards, and the waits put to them.
+
+    ``connect(shard)`` opens a connection to a shard's present primary; ``distrust(shard, primary)`` tells
+    why its WAITAOF cannot be believed (None: it can); ``restamp(shard, tick, generation)`` has the lanes of
+    a shard stamp writes anew; ``shards()`` are the indexes of today's shards.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect: Callable[[int], Awaitable[ControlConnection]],
+        distrust: Callable[[int, Primary], Awaitable[str | None]],
+        restamp: Callable[[int, int, int], None],
+        shards: Callable[[], Sequence[int]],
+    ) -> None:
+        self.incarnations = Incarnations(self.lives_changed)
+        self.shards = shards
+        self.open = 0
+        self._connect = connect
+        self._distrust = distrust
+        self._restamp = restamp
+        self._rounds: dict[int, ShardRounds] = {}
+        self._lives: dict[int, set[Incarnation]] = {}
+        self._nursery: trio.Nursery | None = None
+        self._changed = trio.Event()
+
+    async def run(self) -> None:
+        """Serve the rounds of every shard, for ever."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for rounds in self._rounds.values():
+                nursery.start_soon(rounds.run)
+            await trio.sleep_forever()
+
+    def of(self, shard: int) -> ShardRounds:
+        """The rounds of a shard, begun when first asked for."""
+        rounds = self._rounds.get(shard)
+        if rounds is None:
+            rounds = self._rounds[shard] = ShardRounds(
+                shard,
+                self.incarnations,
+                connect=lambda: self._connect(shard),
+                ticked=self._ticked,
+                distrust=lambda primary: self._distrust(shard, primary),
+            )
+            if self._nursery is not None:
+                self._nursery.start_soon(rounds.run)
+        return rounds
+
+    @property
+    def rounds(self) -> int:
+        """Rounds put to shards so far."""
+        return sum(rounds.rounds for rounds in self._rounds.values())
+
+    def stamp(self, shard: int, incarnation: Incarnation) -> Stamp:
+        """What a write answered now on a lane of ``incarnation`` is remembered with."""
+        rounds = self.of(shard)
+        lives = self._lives.setdefault(shard, set())
+        lives.difference_update([life for life in lives if life.ended])
+        lives.add(incarnation)
+        return Stamp(incarnation, rounds.tick, rounds.generation)
+
+    def _ticked(self, shard: int) -> None:
+        rounds = self.of(shard)
+        self._restamp(shard, rounds.tick, rounds.generation)
+
+    def primary_changed(self, shard: int, node_id: str | None) -> None:
+        """Topology says that ``node_id`` (None: nobody) leads the shard: other lives of it have ended."""
+        self.of(shard).reset()
+        if node_id is not None:
+            for life in [life for life in self._lives.get(shard, ()) if life.node_id != node_id]:
+                self.incarnations.end(life)
+
+    def lives_changed(self) -> None:
+        """A life has ended: sessions blocked in WAIT look again."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def check_lives(self, writer: Writer) -> None:
+        """Raises ``Unconfirmed`` when a life that took a write of the session is known to have ended."""
+        for first, last in writer.writes.values():
+            if first.incarnation is not last.incarnation or last.incarnation.ended:
+                raise Unconfirmed
+
+    async def wait(self, writer: Writer, memory: Memory, asked: Asked) -> bytes:
+        """The raw reply to a WAIT or WAITAOF whose turn has come.
+
+        Raises ``Unconfirmed`` when there is no number to give; the caller closes the session.
+        """
+        self.open += 1
+        try:
+            counts = await self._counts(writer, Question(self, writer, memory, asked))
+        except (MarkerRefused, Untrusted, ReplyError) as failure:
+            return error(str(failure))
+        finally:
+            self.open -= 1
+        local, replicas = least(counts)
+        return array([integer(local), integer(replicas)]) if asked.fsync else integer(replicas)
+
+    async def _counts(self, writer: Writer, question: Question) -> list[Counts]:
+        """The question's answer, or ``Unconfirmed`` at once when a life ends meanwhile."""
+        self.check_lives(writer)
+        asking = trio.CancelScope()
+        ended = False
+
+        async def watch() -> None:
+            nonlocal ended
+            while not ended:
+                await self._changed.wait()
+                try:
+                    self.check_lives(writer)
+                except Unconfirmed:
+                    ended = True
+                    asking.cancel()
+
+        counts: list[Counts] = []
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            with asking:
+                try:
+                    counts = await question.ask()
+                except (MarkerRefused, Untrusted, ReplyError, Unconfirmed) as caught:
+                    failure = caught  # kept out of the nursery, which would wrap it in a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if ended:
+            raise Unconfirmed
+        return counts
+
+
+def least(counts: Iterable[Counts]) -> Counts:
+    """Element-wise minimum (the engine's own hint for both commands: agg_min)."""
+    rows = list(counts)
+    return (min(row[0] for row in rows), min(row[1] for row in rows)) if rows else NOTHING
+
+
+class Question:
+    """One WAIT under way.
+
+    Usually each shard is asked for what the session wrote there.  Once a slot has left a shard that it
+    wrote to, or is on its way, its writes may be anywhere: every shard is asked for all it has so far.
+    While slots are on their way that is done twice over, one after the other: a key that moves from A to B
+    was still on A when A's first count was proved, or already on B when B's second offset was sampled.
+    """
+
+    def __init__(self, acks: Acks, writer: Writer, memory: Memory, asked: Asked) -> None:
+        self.acks = acks
+        self.writer = writer
+        self.memory = memory
+        self.asked = asked
+        self.everywhere = False
+        self.deadline = math.inf if asked.timeout is None else trio.current_time() + asked.timeout
+
+    @property
+    def late(self) -> bool:
+        return trio.current_time() >= self.deadline
+
+    async def ask(self) -> list[Counts]:
+        """(local, replicas) of every shard, each proved or 0.  Raises what there is instead of numbers."""
+        while True:
+            self.acks.check_lives(self.writer)
+            self.everywhere = self.everywhere or self._slots_left()
+            counts = await (self._ask_everywhere() if self.everywhere else self._ask_own())
+            if counts is not None:
+                return counts
+            if self.late:
+                return [NOTHING]  # nothing could be proved in the time given, so nothing is claimed
+            await trio.sleep(RETRY)
+
+    def _slots_left(self) -> bool:
+        """Whether a shard has lost slots since this session first wrote to it."""
+        writes = self.writer.writes.items()
+        return any(first.generation != self.acks.of(shard).generation for shard, (first, _) in writes)
+
+    async def _ask_own(self) -> list[Counts] | None:
+        """Each shard for this session's own writes; None when it has to be asked again."""
+        shards = self.acks.shards()
+        counts = await self._read(shards, everywhere=False)
+        written = [shard for shard in shards if shard in self.writer.writes]
+        claimed = [shard for shard in (shards if self.asked.fsync else written) if counts[shard] != NOTHING]
+        verdicts = await self._verdicts(claimed)
+        for shard in claimed:
+            verdict = verdicts.get(shard)
+            if verdict is None:
+                if not self.late:
+                    return None
+                counts[shard] = NOTHING
+            elif shard in self.writer.writes:
+                self._same_life(shard, verdict)
+                if verdict.moving or verdict.generation != self.writer.writes[shard][0].generation:
+                    self.everywhere = True
+                    return None
+        self._remember(counts)
+        return list(counts.values())
+
+    async def _ask_everywhere(self) -> list[Counts] | None:
+        """Every shard for all it has; None when slots moved or lives ended in between."""
+        shards = self.acks.shards()
+        before = await self._verdicts(shards)
+        ticks = {shard: self.acks.of(shard).tick for shard in shards}
+        counts = await self._read(shards, everywhere=True)
+        if any(verdict.moving for verdict in before.values()):
+            again = await self._read(shards, everywhere=True)
+            counts = {shard: least((counts[shard], again[shard])) for shard in shards}
+        after = await self._verdicts([shard for shard in shards if counts[shard] != NOTHING])
+        if list(shards) != list(self.acks.shards()):
+            return None
+        for shard in shards:
+            if counts[shard] == NOTHING:
+                continue
+            if shard not in before or shard not in after:
+                return None
+            if before[shard].incarnation is not after[shard].incarnation or after[shard].incarnation is None:
+                return None
+            if before[shard].generation != after[shard].generation:
+                return None
+            if shard in self.writer.writes:
+                self._same_life(shard, after[shard])
+        if not any(verdict.moving for verdict in (*before.values(), *after.values())) and len(before) == len(shards):
+            self._spread(before, ticks)
+        return list(counts.values())
+
+    def _spread(self, verdicts: dict[int, Verdict], ticks: dict[int, int]) -> None:
+        """From now on the session counts as having written everywhere, up to what was just asked for."""
+        for shard, verdict in verdicts.items():
+            if verdict.incarnation is not None:
+                stamp = Stamp(verdict.incarnation, ticks[shard], verdict.generation)
+                last = self.writer.writes.get(shard, [stamp, stamp])[1]
+                self.writer.writes[shard] = [stamp, last if last.tick > stamp.tick else stamp]
+
+    def _same_life(self, shard: int, verdict: Verdict) -> None:
+        for stamp in self.writer.writes[shard]:
+            if stamp.incarnation is not verdict.incarnation:
+                raise Unconfirmed
+
+    async def _read(self, shards: Sequence[int], everywhere: bool) -> dict[int, Counts]:
+        """Each shard's counts: as soon as all have enough, or what they are at the deadline."""
+        gate = Gate(len(shards))
+        waiters = {shard: self._enlist(shard, gate, everywhere) for shard in shards}
+        try:
+            with trio.move_on_at(self.deadline):
+                await gate.wait()
+            if gate.failure is not None:
+                raise gate.failure
+            if not all(waiter.done for waiter in waiters.values()):
+                await self._last_look([shard for shard in shards if not waiters[shard].done])
+            if gate.failure is not None:
+                raise gate.failure
+        finally:
+            for shard, waiter in waiters.items():
+                self.acks.of(shard).leave(waiter)
+        if not self.asked.fsync and not everywhere:
+            for shard, waiter in waiters.items():
+                if shard in self.writer.writes and waiter.threshold is not None:
+                    self.memory.thresholds[shard] = (self.writer.writes[shard][1], waiter.threshold)
+        return {shard: (waiter.local, waiter.count) for shard, waiter in waiters.items()}
+
+    def _enlist(self, shard: int, gate: Gate, everywhere: bool) -> Waiter:
+        rounds = self.acks.of(shard)
+        stamps = self.writer.writes.get(shard)
+        waiter = Waiter(gate, self.asked.replicas, self.asked.local, None)
+        if self.asked.fsync:
+            known = self.memory.fsynced.get(shard)
+            if stamps and not everywhere and known and known[0] == stamps[1] and waiter.see(known[1][1], known[1][0]):
+                return waiter
+            waiter.count = waiter.local = 0
+            rounds.join_fsync(waiter, wrote=everywhere or stamps is not None)
+            return waiter
+        if not everywhere:
+            waiter.threshold = self._threshold(shard, stamps)
+        rounds.join(waiter)
+        return waiter
+
+    def _threshold(self, shard: int, stamps: list[Stamp] | None) -> int | None:
+        """The offset this session waits for; 0 where it wrote nothing, None where one has to be sampled."""
+        if stamps is None:
+            return 0
+        known = self.memory.thresholds.get(shard)
+        if known is not None and known[0] == stamps[1]:
+            return known[1]
+        return self.acks.of(shard).threshold_after(stamps[1].tick)
+
+    async def _last_look(self, shards: Sequence[int]) -> None:
+        with trio.move_on_after(GRACE):
+            async with trio.open_nursery() as nursery:
+                for shard in shards:
+                    nursery.start_soon(self.acks.of(shard).look_again)
+
+    async def _verdicts(self, shards: Sequence[int]) -> dict[int, Verdict]:
+        """What holds on each shard now; one that does not answer is left out.  Raises ``Untrusted``."""
+        verdicts: dict[int, Verdict] = {}
+
+        async def read(shard: int) -> None:
+            try:
+                verdicts[shard] = await self.acks.of(shard).verdict(self.asked.fsync)
+            except (ConnectionLost, ReplyError):
+                pass
+
+        with trio.move_on_after(PROOF):
+            async with trio.open_nursery() as nursery:
+                for shard in shards:
+                    nursery.start_soon(read, shard)
+        for verdict in verdicts.values():
+            if verdict.untrusted is not None:
+                raise Untrusted(verdict.untrusted)
+        return verdicts
+
+    def _remember(self, counts: dict[int, Counts]) -> None:
+        if self.asked.fsync:
+            for shard, (local, replicas) in counts.items():
+                if shard in self.writer.writes:
+                    self.memory.fsynced[shard] = (self.writer.writes[shard][1], (local, replicas))

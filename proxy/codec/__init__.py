@@ -1,0 +1,85 @@
+"""RESP framing: requests in, replies back, as bytes. Pure functions, no I/O; what they know of commands comes to them
+as a `ParseTable`.
+
+Lives here: cutting buffers into requests and replies, the limits on both, slots of keys, building and reading single
+replies for control. May not live here: sockets, buffers that grow, sessions, routing beyond the slot of one key, any
+import from another room.
+
+The contract of the two hot functions (whatever language they are written in)
+-----------------------------------------------------------------------------
+`parse_requests(buffer, table, state=None) -> (commands, consumed, state)`
+
+- `buffer` is bytes: everything received and not yet consumed. `commands` are tuples (slot, command_id, raw), in order.
+- `raw` is always one canonical RESP array request, byte for byte what `encode_request` makes of its arguments: it may
+  be sent to a server as it is. Inline requests are re-encoded. Anything a server could refuse as malformed never
+  becomes a `raw`.
+- `slot >= 0`: the table calls the command PLAIN and its key argument is there; this is the key's slot.
+- `slot == CONTROL` (-1): every other command: kinds OTHER and BARRIER, unknown names (command_id UNKNOWN, 0), a PLAIN
+  one without its key.
+- `slot == LARGE` (-3): any command but a BARRIER whose raw is larger than `limits.large_request`; command_id as usual.
+- `slot == BROKEN` (-2): a protocol error. command_id is 0 and `raw` is the message in the engine's words, without '-'
+  and CRLF, such as b"ERR Protocol error: invalid bulk length". The engine replies it and closes. `consumed` is then
+  the whole buffer.
+- Parsing stops behind a command of kind BARRIER, a LARGE one, and for good behind a BROKEN one; `consumed` points
+  behind it and the returned state is None. Call again with the rest when control says go on.
+- Empty requests (*0, *-1, blank lines) are consumed silently, as the engine does.
+- `state` is None if nothing unfinished is left in buffer[consumed:]. Else it is an immutable value, of use only to
+  the next call: keep buffer[consumed:], append what arrives, pass both. Nothing scanned is scanned again, whatever
+  the pieces; the state's size is constant.
+- `state.missing` >= 1: so many further bytes must at least arrive before a call can achieve anything. It is exact for
+  an unfinished bulk (its rest and CRLF), so a caller may collect the pieces of a large value and join them once; it
+  is 1 while a line is unfinished.
+- The result does not depend on where the input was split.
+
+`frame_replies(buffer, state=None) -> (frames, consumed, state)`
+
+- `frames` are complete replies as received, RESP2 or RESP3, never decoded. An attribute ('|') and the reply behind it
+  are one frame. A push ('>') is a frame of its own. Nesting of any depth works without a stack. Streamed types ($?,
+  *?) do not exist: no engine sends them.
+- `consumed`, `state`, `missing`: as above.
+- Raises FramingError (a ValueError) for what is not RESP: close that connection. Its `frames` are the replies in
+  front of the garbage. It is raised as soon as the type byte or length is seen to be wrong. The text of lines
+  (numbers, booleans) is not looked at.
+
+Where the engines differ, Valkey 9.1 is followed: CR must be followed by LF and bulks by CRLF ("invalid CRLF in
+request"; older servers skip two bytes unseen), and quotes may open inside a word of an inline request. See
+`split_inline` for the two defects that are not copied.
+"""
+
+from proxy.codec import reply
+from proxy.codec._python import (
+    BROKEN,
+    CONTROL,
+    LARGE,
+    FramingError,
+    ReplyState,
+    RequestState,
+    frame_replies,
+    parse_requests,
+)
+from proxy.codec.request import decode_request, encode_request, key_slot, split_inline
+from proxy.codec.table import BARRIER, OTHER, PLAIN, UNKNOWN, Command, Limits, NameEntry, ParseTable
+
+__all__ = [
+    "BARRIER",
+    "BROKEN",
+    "CONTROL",
+    "LARGE",
+    "OTHER",
+    "PLAIN",
+    "UNKNOWN",
+    "Command",
+    "FramingError",
+    "Limits",
+    "NameEntry",
+    "ParseTable",
+    "ReplyState",
+    "RequestState",
+    "decode_request",
+    "encode_request",
+    "frame_replies",
+    "key_slot",
+    "parse_requests",
+    "reply",
+    "split_inline",
+]

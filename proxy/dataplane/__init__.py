@@ -1,0 +1,36 @@
+"""The data plane: sockets, buffers and order.
+
+What lives here: every client socket and every lane, one ``select.epoll`` for all of them, the
+order of each client's replies, back-pressure, and the counters of all that.  It is synchronous
+and never blocks; one trio task awaits the epoll's descriptor and calls :meth:`DataPlane.run_once`.
+
+What may not: topology, policies, retries, timers, trio.  What the data plane may route on its own
+comes to it as data (the parse table and ``shard_of_slot``); everything else it hands to control
+(:class:`Control`) and is told what to do.  Clients, lanes and requests cross that line as opaque
+handles: control passes them back and keeps its own state in ``client.session``, nothing more, so
+that a native data plane can take this one's place.
+
+The rules that make it fast, measured: no await between receiving and sending a plain command; one
+object per read, not per command; one send per client and per lane in a turn.
+"""
+
+from proxy.dataplane.client import Client
+from proxy.dataplane.contract import BARRIER, READONLY, WRITE, Control, Handed, Limits, Lost, Mode
+from proxy.dataplane.lane import Lane
+from proxy.dataplane.plane import DataPlane
+from proxy.dataplane.requests import Request
+
+__all__ = [
+    "BARRIER",
+    "READONLY",
+    "WRITE",
+    "Client",
+    "Control",
+    "DataPlane",
+    "Handed",
+    "Lane",
+    "Limits",
+    "Lost",
+    "Mode",
+    "Request",
+]

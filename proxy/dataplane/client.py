@@ -1,0 +1,406 @@
+"""One client connection: its bytes in, its commands' places, its replies out, in order."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from proxy.codec import BROKEN, LARGE, ParseTable, RequestState, parse_requests
+from proxy.codec.reply import error
+from proxy.dataplane.contract import BARRIER, WRITE, Mode
+from proxy.dataplane.requests import SENT, Batch, Place, Run
+
+if TYPE_CHECKING:
+    from proxy.dataplane.lane import Lane
+    from proxy.dataplane.plane import DataPlane
+
+RECEIVE = 64 * 1024  # bytes per read; an unfinished large value is read in larger pieces
+RECEIVE_LARGE = 1 << 20
+UNREAD = 64 * 1024  # bytes kept of a client that stands behind a barrier before it is not read any more
+SLOW = 1 << 20  # bytes of replies waiting for a client above which it is not read
+
+
+def _address(of: Callable[[], Any]) -> str:
+    try:
+        name = of()
+    except OSError:
+        return ""  # it is gone already
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+
+
+class Client:
+    """See the module.  ``session`` is control's; everything else is the data plane's own."""
+
+    __slots__ = (
+        "_barrier",
+        "_buffered",
+        "_chunks",
+        "_draining",
+        "_eof",
+        "_fenced",
+        "_held_out",
+        "_mask",
+        "_need",
+        "_state",
+        "_stopped",
+        "_unsent",
+        "batches",
+        "closed",
+        "dirty",
+        "fd",
+        "id",
+        "lanes",
+        "last_read",
+        "mode",
+        "out",
+        "out_bytes",
+        "pending",
+        "pending_bytes",
+        "plane",
+        "session",
+        "sock",
+        "table",
+        "writes",
+    )
+
+    def __init__(self, plane: DataPlane, sock: socket.socket, client_id: int) -> None:
+        self.plane = plane
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.id = client_id
+        self.session: Any = None
+        self.mode = Mode.PLAIN
+        self.lanes: list[Lane] = plane.no_lanes
+        """By shard index; the last one takes what no shard serves."""
+        self.table: ParseTable | None = None
+        """None: the data plane's own."""
+        self.writes: dict[int, list[Any]] = {}
+        """Shard index -> [stamp of the first write answered, stamp of the last]."""
+        self.closed = False
+        self.dirty = False
+        self.batches: deque[Batch] = deque()
+        self.pending = 0
+        """Commands parsed and not yet answered."""
+        self.pending_bytes = 0
+        self.out: list[bytes] = []
+        self.out_bytes = 0
+        self.last_read = plane.now
+        self._unsent: memoryview | None = None
+        self._held_out = 0
+        self._barrier: Place | None = None
+        self._stopped = False
+        self._fenced = False
+        self._eof = False
+        self._draining = False
+        self._chunks: list[bytes] = []
+        self._buffered = 0
+        self._need = 1
+        self._state: RequestState | None = None
+        self._mask = select.EPOLLIN
+        plane.register(self.fd, self._mask, self)
+
+    def addresses(self) -> tuple[str, str]:
+        """(of the client, of the proxy's end), as ``host:port``."""
+        return _address(self.sock.getpeername), _address(self.sock.getsockname)
+
+    @property
+    def stopped(self) -> bool:
+        """It stands behind a barrier that control has not resumed."""
+        return self._stopped
+
+    # -- what is asked of it by the data plane ------------------------------------------------
+    def on_event(self, mask: int) -> None:
+        if mask & select.EPOLLIN:
+            self._receive()
+        elif mask & (select.EPOLLHUP | select.EPOLLERR):
+            self.close()
+        elif mask & select.EPOLLRDHUP:
+            self._end_of_input()
+        if mask & select.EPOLLOUT and not self.closed:
+            self._send_rest()
+
+    def wrote(self, lane: Lane) -> None:
+        """A write of this client was answered on ``lane``."""
+        stamps = self.writes.get(lane.shard)
+        if stamps is None:
+            self.writes[lane.shard] = [lane.stamp, lane.stamp]
+        else:
+            stamps[1] = lane.stamp
+
+    def answered(self, count: int) -> None:
+        self.pending -= count
+        if not self.dirty:
+            self.dirty = True
+            self.plane.dirty_clients.append(self)
+
+    def fence(self) -> None:
+        """Nothing more of this client is dispatched until all it sent so far is answered."""
+        if self.pending:
+            self._fenced = True
+
+    # -- in ------------------------------------------------------------------------------------
+    def _receive(self) -> None:
+        try:
+            data = self.sock.recv(RECEIVE if self._need <= RECEIVE and self._buffered <= RECEIVE else RECEIVE_LARGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if not data:
+            self._end_of_input()
+            return
+        plane = self.plane
+        plane.counters.bytes_in += len(data)
+        self.last_read = plane.now
+        self._chunks.append(data)
+        self._buffered += len(data)
+        if self._buffered >= self._need:
+            self.process()
+        elif self._need > plane.limits.query:
+            self._refuse("closing a client whose request exceeds the query limit")
+        if not self.closed:
+            self.update_interest()
+
+    def process(self) -> None:
+        """Parse and dispatch what has arrived, as far as barriers, fences and bounds allow."""
+        while self._chunks and not (self._stopped or self._fenced or self._draining or self.closed):
+            if self._buffered < self._need or self._full():
+                return
+            buffer = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            commands, consumed, state = parse_requests(buffer, self.table or self.plane.table, self._state)
+            rest = buffer[consumed:] if consumed else buffer
+            self._chunks = [rest] if rest else []
+            self._buffered = len(rest)
+            self._state = state
+            self._need = len(rest) + state.missing if state is not None else 1
+            if not commands:
+                return
+            self.pending_bytes += consumed
+            self._dispatch(commands)
+
+    def advance(self) -> None:
+        """Go on with what arrived while the client was stopped, fenced or full."""
+        if self.closed:
+            return
+        self.process()
+        if self.closed:
+            return
+        if self._eof and self.pending == 0 and not self._stopped:
+            self._finish()
+        else:
+            self.update_interest()
+
+    def _full(self) -> bool:
+        limits = self.plane.limits
+        return (
+            self.pending >= limits.outstanding_commands
+            or self.pending_bytes >= limits.outstanding_bytes
+            or self.out_bytes >= SLOW
+        )
+
+    def _dispatch(self, commands: list[tuple[int, int, bytes]]) -> None:
+        plane = self.plane
+        batch = Batch(self, commands, plane.now)
+        self.batches.append(batch)
+        count = len(commands)
+        self.pending += count
+        plane.counters.commands += count
+        if self.mode is not Mode.PLAIN:
+            for index, (slot, _, _) in enumerate(commands):
+                self._hand_over(batch, index, slot)
+            return
+        shard_of_slot = plane.shard_of_slot
+        flags = plane.command_flags
+        lanes = self.lanes
+        for index, (slot, command_id, raw) in enumerate(commands):
+            if slot < 0:
+                self._hand_over(batch, index, slot)
+                if self.mode is not Mode.PLAIN or self.closed:
+                    return  # only a barrier changes the mode, and a barrier is a batch's last command
+                continue
+            lane = lanes[shard_of_slot[slot]]
+            run = lane.tail
+            if run is None or run.batch is not batch:
+                run = lane.tail = Run(batch)
+                lane.fifo.append(run)
+                if not lane.dirty:
+                    plane.soil(lane)
+            if flags[command_id] & WRITE:
+                run.write = True
+            run.indexes.append(index)
+            lane.out.append(raw)
+
+    def _hand_over(self, batch: Batch, index: int, slot: int) -> None:
+        """Give one command to control: at once, or at its turn if it is a barrier."""
+        command_id = batch.commands[index][1]
+        if slot == BROKEN:
+            batch.fill(index, error(batch.commands[index][2]))
+            self.plane.counters.protocol_errors += 1
+            self._draining = True
+            return
+        flags = self.plane.command_flags[command_id]
+        place = Place(batch, index, bool(flags & WRITE))
+        if slot != LARGE and not (flags & BARRIER):
+            self.plane.control.command(place)
+            return
+        place.barrier = True
+        self._stopped = True
+        self._barrier = place
+        self._try_barrier()
+
+    def _try_barrier(self) -> None:
+        """A barrier's turn comes when every earlier command of the client is answered."""
+        place = self._barrier
+        if place is None or self.pending != 1:
+            return
+        self._barrier = None
+        self.plane.control.command(place)
+        if self._eof and self._stopped and not self.closed:
+            self.plane.control.half_closed(self)
+
+    def resume(self, mode: Mode) -> None:
+        """Control is done with the barrier: go on reading, in ``mode``."""
+        self.mode = mode
+        self._stopped = False
+        self.plane.ready.append(self)
+
+    # -- out -----------------------------------------------------------------------------------
+    def settle(self) -> None:
+        """Pass on, in order, the replies that are in; let a barrier or a fence go when its turn came."""
+        self.dirty = False
+        if self.closed:
+            return
+        self._collect()
+        if self.out and self._unsent is None:
+            out = self.out
+            self.out = []
+            self._send(memoryview(out[0] if len(out) == 1 else b"".join(out)))
+            if self.closed:
+                return
+        if self.pending == 0:
+            self.pending_bytes = 0
+            self._fenced = False
+            if self._draining:
+                self._finish()
+                return
+        self._try_barrier()
+        if (self._chunks or self._eof) and not self._stopped:
+            self.plane.ready.append(self)
+        elif not self.closed:
+            self.update_interest()
+
+    def _collect(self) -> None:
+        batches = self.batches
+        out = self.out
+        before = len(out)
+        while batches:
+            batch = batches[0]
+            replies = batch.replies
+            if batch.missing == 0:
+                out.extend(islice(replies, batch.sent, None) if batch.sent else replies)  # type: ignore[arg-type]
+                batches.popleft()
+                continue
+            at = batch.sent
+            while (frame := replies[at]) is not None:
+                out.append(frame)
+                replies[at] = SENT
+                at += 1
+            batch.sent = at
+            break
+        if self._unsent is not None:
+            self.out_bytes += sum(map(len, islice(out, before, None)))
+            if self.out_bytes > self.plane.limits.output:
+                self._refuse("closing a client that does not read its replies")
+
+    def _send(self, data: memoryview) -> None:
+        try:
+            count = self.sock.send(data)
+        except BlockingIOError:
+            count = 0
+        except OSError:
+            self.close()
+            return
+        self.plane.counters.bytes_out += count
+        if count < len(data):
+            self._unsent = data[count:]
+            self.out_bytes = len(data) - count + sum(map(len, self.out))
+            if self.out_bytes > self.plane.limits.output:
+                self._refuse("closing a client that does not read its replies")
+                return
+        else:
+            self._unsent = None
+            self.out_bytes = 0
+        self.update_interest()
+
+    def _send_rest(self) -> None:
+        if self._unsent is not None:
+            self._send(self._unsent)
+        if not self.closed and self._unsent is None and not self.dirty:
+            self.dirty = True
+            self.plane.dirty_clients.append(self)
+
+    # -- interest and the end -------------------------------------------------------------------
+    def update_interest(self) -> None:
+        reading = not (
+            self._eof
+            or self._draining
+            or ((self._stopped or self._fenced) and self._buffered >= UNREAD)
+            or (self._buffered >= self._need and self._full())
+        )
+        mask = select.EPOLLIN if reading else 0 if self._eof else select.EPOLLRDHUP
+        if self._unsent is not None:
+            mask |= select.EPOLLOUT
+        if mask != self._mask:
+            self._mask = mask
+            self.plane.epoll.modify(self.fd, mask)
+
+    def _end_of_input(self) -> None:
+        """EOF: a half-closed client still gets the replies to what it sent."""
+        self._eof = True
+        if self.pending == 0 and self._unsent is None:
+            self.close()
+            return
+        if self._stopped and self._barrier is None:
+            self.plane.control.half_closed(self)
+        if not self.closed:
+            self.update_interest()
+
+    def finish(self) -> None:
+        """Close once what is under way was answered and sent; nothing more is read."""
+        self._draining = True
+        self._chunks = []
+        self._buffered = 0
+        if not self.dirty:
+            self.dirty = True
+            self.plane.dirty_clients.append(self)
+
+    def _finish(self) -> None:
+        if self._unsent is None:
+            self.close()
+        else:
+            self._draining = True
+            self.update_interest()
+
+    def _refuse(self, why: str) -> None:
+        self.plane.refused(self, why)
+        self.close()
+
+    def close(self) -> None:
+        """Close now.  Replies that are still to come are dropped."""
+        if self.closed:
+            return
+        self.closed = True
+        plane = self.plane
+        plane.discard(self.sock)
+        self.batches.clear()
+        self.out = []
+        self._chunks = []
+        self._unsent = None
+        self._barrier = None
+        del plane.clients[self.id]
+        plane.control.closed(self)

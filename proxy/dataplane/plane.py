@@ -1,0 +1,363 @@
+"""The loop: one epoll over every client and lane, turned by one trio task.
+
+Some facts this file relies on:
+
+* An epoll descriptor is itself readable when one of its members has an event, so trio can await it.
+* Events are level-triggered: what a turn leaves unread comes again in the next one.
+* A descriptor that was closed is gone from the epoll, but an event read in the same poll for it may
+  still follow.  So handlers are looked up by number each time, and sockets are closed at the end
+  of the turn: within one poll no number is used twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from proxy.codec import Limits as CodecLimits
+from proxy.codec import ParseTable
+from proxy.dataplane.client import Client
+from proxy.dataplane.contract import Control, Limits, Lost, Mode
+from proxy.dataplane.lane import Lane
+from proxy.dataplane.requests import Request, Skip, Submitted
+
+ASKING = b"*1\r\n$6\r\nASKING\r\n"
+ACCEPTS = 64  # connections taken in one go, so that a storm of them leaves the others their turn
+TOO_MANY = b"-ERR max number of clients reached\r\n"
+SLOTS = 16384
+NO_SHARD = -1  # the index of the lane that stands for "no shard serves this slot"
+
+
+class Handler(Protocol):
+    def on_event(self, mask: int) -> None: ...
+
+
+class Counters:
+    """Totals since the start; read by the metrics at scrape time."""
+
+    __slots__ = (
+        "accepted",
+        "bytes_in",
+        "bytes_out",
+        "commands",
+        "lane_losses",
+        "protocol_errors",
+        "refused",
+        "shard_bytes_in",
+        "shard_bytes_out",
+    )
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.refused = 0
+        self.commands = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.shard_bytes_in = 0
+        self.shard_bytes_out = 0
+        self.lane_losses = 0
+        self.protocol_errors = 0
+
+
+class Listener:
+    """Accepts clients on one listening socket."""
+
+    def __init__(self, plane: DataPlane, sock: socket.socket) -> None:
+        self.plane = plane
+        self.sock = sock
+        self.fd = sock.fileno()
+
+    def on_event(self, mask: int) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                sock, _ = self.sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self.plane.stop_accepting()
+                    self.plane.control.accept_failed(error)
+                    return
+                continue  # the client was gone before it was accepted (accept(2): ECONNABORTED and kin)
+            self.plane.admit(sock)
+
+
+class DataPlane:
+    """See the package.  Made with its control, then turned by :meth:`run_once`.
+
+    Every method is to be called from the loop's thread.  Calls from outside a turn take effect at
+    once; several can be gathered with :meth:`turn`.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        *,
+        limits: Limits = Limits(),
+        watched: tuple[bytes, ...] = (),
+        keepalive: int = 0,
+        client_ids: Iterator[int] | None = None,
+    ) -> None:
+        self.control = control
+        self.limits = limits
+        self.watched = watched
+        self.keepalive = keepalive
+        self.counters = Counters()
+        self.now = time.monotonic()
+        self.epoll = select.epoll()
+        self.clients: dict[int, Client] = {}
+        self.listeners: list[Listener] = []
+        self.table = ParseTable((), CodecLimits())
+        self.command_flags: bytes = b"\0"
+        self.shard_of_slot: list[int] = [NO_SHARD] * SLOTS
+        self.no_lanes = [Lane(self, NO_SHARD)]
+        self.dirty_lanes: list[Lane] = []
+        self.dirty_clients: list[Client] = []
+        self.ready: list[Client] = []
+        self._handlers: dict[int, Handler] = {}
+        self._closing: list[socket.socket] = []
+        self._ids = client_ids if client_ids is not None else iter(range(1, 1 << 53))
+        self._turning = False
+
+    # -- the loop --------------------------------------------------------------------------------
+    def fileno(self) -> int:
+        """The epoll's descriptor: readable when there is something to do."""
+        return self.epoll.fileno()
+
+    def run_once(self) -> bool:
+        """Handle everything that is ready, without blocking.  False if nothing was."""
+        events = self.epoll.poll(0, 512)
+        self.now = time.monotonic()
+        self._turning = True
+        handlers = self._handlers
+        try:
+            for fd, mask in events:
+                handler = handlers.get(fd)
+                if handler is not None:
+                    self._guard(handler, handler.on_event, mask)
+            self._settle()
+        finally:
+            self._turning = False
+        return bool(events)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Gather several calls from outside a turn: one send per client and lane at the end."""
+        if self._turning:
+            yield
+            return
+        self.now = time.monotonic()
+        self._turning = True
+        try:
+            yield
+            self._settle()
+        finally:
+            self._turning = False
+
+    def _settle(self) -> None:
+        while self.ready or self.dirty_lanes or self.dirty_clients:
+            ready, self.ready = self.ready, []
+            for client in ready:
+                self._guard(client, client.advance)
+            lanes, self.dirty_lanes = self.dirty_lanes, []
+            for lane in lanes:
+                self._guard(lane, lane.flush)
+                if lane.sock is None and self._holds_too_much(lane):
+                    self.control.held_too_much(lane)
+            clients, self.dirty_clients = self.dirty_clients, []
+            for client in clients:
+                self._guard(client, client.settle)
+        while self._closing:
+            self._closing.pop().close()
+
+    def _holds_too_much(self, lane: Lane) -> bool:
+        return lane.held_bytes > self.limits.held_bytes or len(lane.out) > self.limits.held_commands
+
+    def _guard(self, owner: Handler, work: Callable[..., None], *args: Any) -> None:
+        """A defect in the handling of one connection must not touch the others."""
+        try:
+            work(*args)
+        except Exception as error:
+            self.control.failed(type(owner).__name__, error)
+            if isinstance(owner, Client):
+                owner.close()
+            elif isinstance(owner, Lane):
+                owner.lose("internal error")
+
+    def register(self, fd: int, mask: int, handler: Handler) -> None:
+        self._handlers[fd] = handler
+        self.epoll.register(fd, mask)
+
+    def discard(self, sock: socket.socket) -> None:
+        """Forget a registered socket; it is closed at the end of the turn."""
+        fd = sock.fileno()
+        del self._handlers[fd]
+        self.epoll.unregister(fd)
+        if self._turning:
+            self._closing.append(sock)
+        else:
+            sock.close()
+
+    def soil(self, lane: Lane) -> None:
+        """Note that a lane has something to send."""
+        if not lane.dirty:
+            lane.dirty = True
+            self.dirty_lanes.append(lane)
+
+    # -- listening ---------------------------------------------------------------------------------
+    def listen(self, sock: socket.socket) -> None:
+        """Accept clients on a bound, listening, non-blocking socket."""
+        listener = Listener(self, sock)
+        self.listeners.append(listener)
+        self.register(listener.fd, select.EPOLLIN, listener)
+
+    def stop_accepting(self) -> None:
+        for listener in self.listeners:
+            if self._handlers.pop(listener.fd, None) is not None:
+                self.epoll.unregister(listener.fd)
+
+    def resume_accepting(self) -> None:
+        for listener in self.listeners:
+            if listener.fd not in self._handlers:
+                self.register(listener.fd, select.EPOLLIN, listener)
+
+    def admit(self, sock: socket.socket) -> None:
+        """Take in an accepted client socket, or turn it away as Redis does at ``maxclients``."""
+        sock.setblocking(False)
+        if len(self.clients) >= self.limits.maxclients:
+            self.counters.refused += 1
+            try:
+                sock.send(TOO_MANY)
+            except OSError:
+                pass
+            sock.close()
+            return
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.keepalive:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, self.keepalive // 3))
+        client = Client(self, sock, next(self._ids))
+        self.clients[client.id] = client
+        self.counters.accepted += 1
+        self.control.opened(client)
+
+    # -- control -> data plane -----------------------------------------------------------------------
+    def set_commands(self, table: ParseTable, flags: bytes) -> None:
+        """Swap the parse table and the flags of its command ids (bits of ``contract``)."""
+        self.table = table
+        self.command_flags = flags
+
+    def set_routes(self, shard_of_slot: list[int]) -> None:
+        """Swap slot -> shard index.  Clients with commands under way are fenced: their order stays whole."""
+        self.shard_of_slot = shard_of_slot
+        self.fence_all()
+
+    def fence_all(self) -> None:
+        """Each client's next command waits until all it sent before is answered."""
+        for client in self.clients.values():
+            client.fence()
+
+    def set_lanes(self, client: Client, lanes: list[Lane]) -> None:
+        """Give a client the lanes of its identity: by shard index, the last for slots without a shard."""
+        client.lanes = lanes
+
+    def new_lane(self, shard: int, owner: Any = None) -> Lane:
+        """A lane without a connection: what is put on it is parked."""
+        return Lane(self, shard, owner)
+
+    def attach(self, lane: Lane, sock: socket.socket, stamp: Any, pushes: bool = False) -> None:
+        """Give a lane its connection (non-blocking, handshake done)."""
+        with self.turn():
+            lane.attach(sock, stamp, pushes)
+
+    def close_lane(self, lane: Lane) -> list[Lost]:
+        """Close a lane for good; its unanswered requests, in the order they were sent."""
+        return lane.close()
+
+    def reclaim(self, lane: Lane) -> list[Request]:
+        """Take everything off a lane that was never connected, in order; the lane stays usable."""
+        assert lane.sock is None
+        requests = [request for entry in lane.fifo for request, _ in entry.waiting(lane) if request is not None]
+        lane.fifo.clear()
+        lane.tail = None
+        lane.out = []
+        lane.held_bytes = 0
+        return requests
+
+    def submit(
+        self,
+        lane: Lane,
+        raw: bytes,
+        on_reply: Callable[[bytes], None],
+        *,
+        client: Client | None = None,
+        slot: int = -1,
+        command_id: int = 0,
+        write: bool = False,
+        pinned: bool = False,
+    ) -> Submitted:
+        """Send a command of control's own; ``on_reply`` gets its raw reply (in a turn).
+
+        With ``client`` and ``write`` the reply counts as a write of that client.  ``pinned``: meant for this
+        lane alone, never sent again elsewhere.
+        """
+        with self.turn():
+            request = Submitted(client, slot, command_id, raw, self.now, write, on_reply, pinned)
+            self.resubmit(request, lane)
+        return request
+
+    def resubmit(self, request: Request, lane: Lane, asking: bool = False) -> None:
+        """Put a request on a lane; its place in its client's order is kept."""
+        with self.turn():
+            if asking:
+                lane.fifo.append(Skip(len(ASKING), self.now))
+                lane.out.append(ASKING)
+            lane.fifo.append(request)
+            lane.tail = None
+            lane.out.append(request.raw)
+            self.soil(lane)
+
+    def answer(self, request: Request, frame: bytes) -> None:
+        """Fulfil a request with a raw reply."""
+        with self.turn():
+            request.answer(frame)
+
+    def resume(self, client: Client, mode: Mode = Mode.PLAIN) -> None:
+        """Let a client that stands behind a barrier go on."""
+        with self.turn():
+            client.resume(mode)
+
+    def finish(self, client: Client) -> None:
+        """Close a client once what it asked so far was answered and sent."""
+        with self.turn():
+            client.finish()
+
+    def kill(self, client: Client) -> None:
+        """Close a client now."""
+        with self.turn():
+            client.close()
+
+    def lane_age(self, lane: Lane) -> float:
+        """Seconds for which the oldest command on the lane has been without a reply; 0.0 if none is."""
+        return time.monotonic() - lane.fifo[0].born if lane.fifo else 0.0
+
+    def refused(self, client: Client, why: str) -> None:
+        self.counters.refused += 1
+        self.control.refused(client, why)
+
+    def close(self) -> None:
+        """Close everything."""
+        for listener in self.listeners:
+            if self._handlers.pop(listener.fd, None) is not None:
+                self.epoll.unregister(listener.fd)
+            listener.sock.close()
+        for client in list(self.clients.values()):
+            client.close()
+        self.epoll.close()

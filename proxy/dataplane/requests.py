@@ -1,0 +1,206 @@
+"""What waits for a reply: entries of a lane's queue and places in a client's order.
+
+A read of a client becomes one :class:`Batch`.  The commands of a batch that follow one another on
+one lane form one :class:`Run` in that lane's queue, so that a pipeline of 16 costs a handful of
+objects instead of 16.  A :class:`Request` is one command that control knows by itself: it is made
+only when control has to deal with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.dataplane.client import Client
+    from proxy.dataplane.lane import Lane
+
+MINUS = 0x2D  # b"-"
+SENT = b""  # stands in a batch for a reply that was passed on, so that its bytes are not kept
+
+
+class Batch:
+    """The commands of one read of one client, and the replies they have so far."""
+
+    __slots__ = ("born", "client", "commands", "missing", "replies", "sent")
+
+    def __init__(self, client: Client, commands: list[tuple[int, int, bytes]], born: float) -> None:
+        self.client = client
+        self.commands = commands
+        self.replies: list[bytes | None] = [None] * len(commands)
+        self.missing = len(commands)
+        self.sent = 0
+        self.born = born
+
+    def fill(self, index: int, frame: bytes) -> None:
+        """Put the reply of command ``index`` in its place."""
+        if self.replies[index] is not None:
+            return  # answered before: the first answer stands
+        self.replies[index] = frame
+        self.missing -= 1
+        self.client.answered(1)
+
+
+class Request:
+    """One command as control knows it.  ``answer`` fulfils it; it may stand in a lane's queue."""
+
+    __slots__ = ("attempts", "barrier", "born", "client", "command_id", "raw", "slot", "write")
+
+    @property
+    def sticks(self) -> bool:
+        """Meant for one lane alone: never sent again elsewhere."""
+        return False
+
+    def __init__(self, client: Client | None, slot: int, command_id: int, raw: bytes, born: float, write: bool) -> None:
+        self.client = client
+        self.slot = slot
+        self.command_id = command_id
+        self.raw = raw
+        self.born = born
+        self.write = write
+        self.attempts = 0
+        """How often control sent it again.  Kept for control, which bounds it."""
+        self.barrier = False
+        """Its client stands behind it: control resumes the client when it is done."""
+
+    def answer(self, frame: bytes) -> None:
+        """Fulfil the request with the raw reply ``frame``."""
+        raise AssertionError("a request is a Place or a Submitted")
+
+    # -- as an entry of a lane's queue -------------------------------------------------------
+    def deliver(self, frames: list[bytes], at: int, lane: Lane) -> int:
+        """Take ``frames[at]``; the index behind what was taken is returned."""
+        frame = frames[at]
+        if frame[0] == MINUS and lane.watches(frame):
+            lane.hold_back(self, frame)
+            return at + 1
+        if self.write and self.client is not None:
+            self.client.wrote(lane)
+        self.answer(frame)
+        return at + 1
+
+    @property
+    def left(self) -> int:
+        """Replies still to come for this entry once one was delivered."""
+        return 0
+
+    def waiting(self, lane: Lane) -> list[tuple[Request | None, int]]:
+        """What of this entry has no reply, in order: (request, bytes sent for it)."""
+        return [(self, len(self.raw))]
+
+
+class Place(Request):
+    """A command's place in its client's order of replies."""
+
+    __slots__ = ("batch", "index")
+
+    def __init__(self, batch: Batch, index: int, write: bool) -> None:
+        slot, command_id, raw = batch.commands[index]
+        super().__init__(batch.client, slot, command_id, raw, batch.born, write)
+        self.batch = batch
+        self.index = index
+
+    def answer(self, frame: bytes) -> None:
+        self.batch.fill(self.index, frame)
+
+
+class Submitted(Request):
+    """A command that control sends on its own behalf (a part of a split, a leased lane's command)."""
+
+    __slots__ = ("on_reply", "pinned")
+
+    def __init__(
+        self,
+        client: Client | None,
+        slot: int,
+        command_id: int,
+        raw: bytes,
+        born: float,
+        write: bool,
+        on_reply: Callable[[bytes], None],
+        pinned: bool = False,
+    ) -> None:
+        super().__init__(client, slot, command_id, raw, born, write)
+        self.on_reply = on_reply
+        self.pinned = pinned
+
+    @property
+    def sticks(self) -> bool:
+        return self.pinned
+
+    def answer(self, frame: bytes) -> None:
+        self.on_reply(frame)
+
+
+class Run:
+    """Consecutive commands of one batch on one lane."""
+
+    __slots__ = ("batch", "indexes", "pos", "write")
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.indexes: list[int] = []
+        self.pos = 0
+        self.write = False
+
+    @property
+    def born(self) -> float:
+        return self.batch.born
+
+    @property
+    def left(self) -> int:
+        return len(self.indexes) - self.pos
+
+    def deliver(self, frames: list[bytes], at: int, lane: Lane) -> int:
+        batch = self.batch
+        replies = batch.replies
+        indexes = self.indexes
+        pos = self.pos
+        end = min(len(frames), at + len(indexes) - pos)
+        taken = 0
+        for frame in frames[at:end]:
+            index = indexes[pos]
+            pos += 1
+            if frame[0] == MINUS and lane.watches(frame):
+                lane.hold_back(self.request(index, lane), frame)
+                continue
+            replies[index] = frame
+            taken += 1
+        self.pos = pos
+        if taken:
+            if self.write:
+                batch.client.wrote(lane)
+            batch.missing -= taken
+            batch.client.answered(taken)
+        return end
+
+    def request(self, index: int, lane: Lane) -> Place:
+        """The command at ``index`` of the batch as control knows it."""
+        return Place(self.batch, index, lane.is_write(self.batch.commands[index][1]))
+
+    def waiting(self, lane: Lane) -> list[tuple[Request | None, int]]:
+        commands = self.batch.commands
+        return [(self.request(index, lane), len(commands[index][2])) for index in self.indexes[self.pos :]]
+
+
+class Skip:
+    """An entry whose reply is thrown away (the ``+OK`` of ASKING)."""
+
+    __slots__ = ("born", "size")
+
+    def __init__(self, size: int, born: float) -> None:
+        self.size = size
+        self.born = born
+
+    @property
+    def left(self) -> int:
+        return 0
+
+    def deliver(self, frames: list[bytes], at: int, lane: Lane) -> int:
+        return at + 1
+
+    def waiting(self, lane: Lane) -> list[tuple[Request | None, int]]:
+        return [(None, self.size)]
+
+
+Entry = Run | Request | Skip

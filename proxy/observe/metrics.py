@@ -1,0 +1,310 @@
+"""Metric families, built at scrape time from the figures the rooms keep.
+
+What lives here: the names, help texts and labels of everything under ``/metrics``, and the shape of the figures
+behind them (``Counters``, ``ShardFigures``). What may not: counting. The data path adds to plain integers of its own;
+they are read when somebody scrapes, so a figure costs the data path one addition and nothing else. The one exception
+is a WAIT's duration, which only a histogram can keep.
+
+Names and types follow https://prometheus.io/docs/practices/naming/. No label ever carries a key, a value, a user's
+name or a password.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Literal, Protocol, TypedDict
+
+from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from proxy import __version__
+
+
+class Counters(TypedDict, total=False):
+    """Figures of the whole proxy since its start. A key that is missing counts as 0.
+
+    Clients and commands:
+      ``clients_open`` connections now; ``clients_accepted``, ``clients_refused`` (maxclients, no descriptors left),
+      ``clients_closed_slow`` (did not read their replies); ``commands`` requests parsed; ``commands_control`` those
+      that went through control; ``client_errors`` error replies sent; ``protocol_errors``; ``bytes_in`` /
+      ``bytes_out`` between clients and proxy.
+    Lanes (all shards together; by shard in ``ShardFigures``):
+      ``shard_bytes_in`` / ``shard_bytes_out`` bytes read from / written to shards; ``lanes_open``, ``lane_connects``,
+      ``lane_losses``; ``leased_open``.
+    Routing:
+      ``moved``, ``ask``, ``tryagain`` redirections followed; ``splits`` multi-key commands split by slot; ``fanouts``
+      commands sent to several shards; ``outcome_unknown`` writes answered with "outcome unknown"; ``refused``
+      commands refused as dangerous or not supported yet.
+    Holds:
+      ``held`` commands held now; ``held_bytes`` now; ``holds`` commands ever held; ``hold_timeouts`` holds that ended
+      in an error.
+    Acks:
+      ``waits_open`` WAIT and WAITAOF being waited for now; ``ack_rounds`` rounds put to shards.
+    Topology:
+      ``slot_map_version``; ``slots_covered`` slots with a primary, of 16384; ``discoveries``; ``discovery_failures``;
+      ``ready`` 0 or 1; ``engine_versions`` number of nodes by engine and version, as ``{"valkey 9.1.2": 6}``.
+    """
+
+    clients_open: int
+    clients_accepted: int
+    clients_refused: int
+    clients_closed_slow: int
+    commands: int
+    commands_control: int
+    client_errors: int
+    protocol_errors: int
+    bytes_in: int
+    bytes_out: int
+    shard_bytes_in: int
+    shard_bytes_out: int
+    lanes_open: int
+    lane_connects: int
+    lane_losses: int
+    leased_open: int
+    moved: int
+    ask: int
+    tryagain: int
+    splits: int
+    fanouts: int
+    outcome_unknown: int
+    refused: int
+    held: int
+    held_bytes: int
+    holds: int
+    hold_timeouts: int
+    waits_open: int
+    ack_rounds: int
+    slot_map_version: int
+    slots_covered: int
+    discoveries: int
+    discovery_failures: int
+    ready: int
+    engine_versions: dict[str, int]
+
+
+class _ShardId(TypedDict):
+    shard: str
+
+
+class ShardFigures(_ShardId, total=False):
+    """Figures of one shard. ``shard`` is its id, the label; a key that is missing leaves its sample out.
+
+    ``up`` 1 when its primary answers; ``slots``; ``replicas_online``; ``offset`` the primary's replication offset in
+    bytes; ``lag_bytes`` by replica address, how far it is behind; ``outstanding`` commands sent and not answered;
+    ``oldest_seconds`` age of the oldest of them; ``lanes_open``; ``lane_losses``; ``bytes_in`` / ``bytes_out`` read
+    from / written to it; ``incarnations`` how often its primary began a new life; ``waitaof_trusted`` 1 when its
+    WAITAOF can be believed, else 0.
+    """
+
+    up: int
+    slots: int
+    replicas_online: int
+    offset: int
+    lag_bytes: dict[str, int]
+    outstanding: int
+    oldest_seconds: float
+    lanes_open: int
+    lane_losses: int
+    bytes_in: int
+    bytes_out: int
+    incarnations: int
+    waitaof_trusted: int
+
+
+WaitCommand = Literal["wait", "waitaof"]
+WaitResult = Literal["reached", "deadline", "unblocked", "error", "gone"]
+"""``reached`` as many as asked; ``deadline`` fewer, at the timeout; ``unblocked`` the incarnation ended; ``error``;
+``gone`` the client left."""
+
+_WAIT_COMMANDS: Final[tuple[WaitCommand, ...]] = ("wait", "waitaof")
+_WAIT_RESULTS: Final[tuple[WaitResult, ...]] = ("reached", "deadline", "unblocked", "error", "gone")
+# From the fastest acknowledgment measured on loopback (0.3 ms) to the timeouts people give.
+_WAIT_BUCKETS: Final = (
+    0.0002,
+    0.0005,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
+
+_GAUGES: Final[tuple[tuple[str, str, str], ...]] = (
+    ("clients_open", "clients_open", "Client connections now."),
+    ("lanes_open", "lanes_open", "Connections to shards now."),
+    ("leased_open", "leased_lanes_open", "Leased lanes now."),
+    ("held", "held_commands", "Commands held now, because their slots have no primary."),
+    ("held_bytes", "held_bytes", "Bytes of requests held now."),
+    ("waits_open", "waits_open", "WAIT and WAITAOF being waited for now."),
+    ("slot_map_version", "slot_map_version", "Version of the slot map; raised whenever it changes."),
+    ("slots_covered", "slots_covered", "Slots that have a primary, of 16384."),
+    ("ready", "ready", "1 when every slot has a primary that answers."),
+)
+_COUNTERS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("clients_accepted", "clients_accepted", "Client connections accepted."),
+    ("clients_refused", "clients_refused", "Client connections refused: maxclients reached or no descriptors left."),
+    (
+        "clients_closed_slow",
+        "clients_closed_slow",
+        "Client connections closed because they did not read their replies.",
+    ),
+    ("commands", "commands", "Commands received from clients."),
+    ("commands_control", "commands_control", "Commands that took the way through control, not the plain one."),
+    ("client_errors", "client_errors", "Error replies sent to clients."),
+    ("protocol_errors", "protocol_errors", "Client connections closed for a protocol error."),
+    ("bytes_in", "client_received_bytes", "Bytes received from clients."),
+    ("bytes_out", "client_sent_bytes", "Bytes sent to clients."),
+    ("shard_bytes_in", "lanes_received_bytes", "Bytes received from all shards."),
+    ("shard_bytes_out", "lanes_sent_bytes", "Bytes sent to all shards."),
+    ("lane_connects", "lane_connects", "Connections to shards made."),
+    ("lane_losses", "lane_losses", "Connections to shards lost."),
+    ("splits", "splits", "Multi-key commands split by slot."),
+    ("fanouts", "fanouts", "Commands sent to several shards."),
+    ("outcome_unknown", "outcome_unknown", "Writes answered with an error because their outcome is unknown."),
+    ("refused", "refused_commands", "Commands refused: dangerous, or not supported yet."),
+    ("holds", "holds", "Commands ever held."),
+    ("hold_timeouts", "hold_timeouts", "Holds that ended in an error, at their deadline."),
+    ("ack_rounds", "ack_rounds", "Rounds of acknowledgments put to shards."),
+    ("discoveries", "discoveries", "Times the slot map was read from the cluster."),
+    ("discovery_failures", "discovery_failures", "Times no node could be asked for the slot map."),
+)
+_REDIRECTIONS: Final[tuple[Literal["moved", "ask", "tryagain"], ...]] = ("moved", "ask", "tryagain")
+_SHARD_GAUGES: Final[tuple[tuple[str, str, str], ...]] = (
+    ("up", "shard_up", "1 when the shard's primary answers."),
+    ("slots", "shard_slots", "Slots the shard serves."),
+    ("replicas_online", "shard_replicas_online", "Replicas online."),
+    ("offset", "shard_replication_offset_bytes", "The primary's replication offset."),
+    ("outstanding", "shard_outstanding_commands", "Commands sent to the shard and not answered yet."),
+    ("oldest_seconds", "shard_oldest_command_seconds", "Age of the oldest unanswered command."),
+    ("lanes_open", "shard_lanes_open", "Connections to the shard now."),
+    ("waitaof_trusted", "shard_waitaof_trusted", "1 when the shard's WAITAOF can be believed."),
+)
+_SHARD_COUNTERS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("lane_losses", "shard_lane_losses", "Connections to the shard lost."),
+    ("bytes_in", "shard_received_bytes", "Bytes received from the shard."),
+    ("bytes_out", "shard_sent_bytes", "Bytes sent to the shard."),
+    ("incarnations", "shard_incarnations", "Times the shard's primary began a new life."),
+)
+
+
+class Figures(Protocol):
+    """What a scrape reads. Both calls are quick, await nothing and may come at any time."""
+
+    def counters(self) -> Counters: ...
+
+    def shard_figures(self) -> Sequence[ShardFigures]: ...
+
+
+class _Families(Collector):
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _proxy_families(self._figures.counters())
+        yield from _shard_families(self._figures.shard_figures())
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not read figures of a proxy that is still being built."""
+        return ()
+
+
+class Metrics:
+    """The registry of one proxy and the way to render it.
+
+    Nothing is registered globally, so that several proxies (tests, embedding) can live in one process.
+    """
+
+    def __init__(self, figures: Figures, *, codec: str = "python") -> None:
+        self.registry = CollectorRegistry()
+        self._wait_seconds = Histogram(
+            "ackgate_wait_seconds",
+            "Time from a WAIT's or WAITAOF's turn to its answer, by how it ended.",
+            ("command", "result"),
+            buckets=_WAIT_BUCKETS,
+            registry=self.registry,
+        )
+        for command in (
+            _WAIT_COMMANDS
+        ):  # present from the start at 0: a rate over a family that appears later misses its first events
+            for result in _WAIT_RESULTS:
+                self._wait_seconds.labels(command, result)
+        self.registry.register(_Build(codec))
+        self.registry.register(_Families(figures))
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def observe_wait(self, command: WaitCommand, result: WaitResult, seconds: float) -> None:
+        """Counts one finished WAIT or WAITAOF that took ``seconds``."""
+        self._wait_seconds.labels(command, result).observe(seconds)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """(body, content type) in the exposition format that the ``Accept`` header ``accept`` asks for."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+class _Build(Collector):
+    def __init__(self, codec: str) -> None:
+        self._codec = codec
+
+    def collect(self) -> Iterator[Metric]:
+        build = {"version": __version__, "codec": self._codec, "python": platform.python_version()}
+        yield InfoMetricFamily("ackgate_build", "What is running.", value=build)
+
+
+def _proxy_families(counters: Counters) -> Iterator[Metric]:
+    for key, name, text in _GAUGES:
+        yield GaugeMetricFamily(f"ackgate_{name}", text, value=_number(counters, key))
+    for key, name, text in _COUNTERS:
+        yield CounterMetricFamily(f"ackgate_{name}", text, value=_number(counters, key))
+    redirections = CounterMetricFamily("ackgate_redirections", "Redirections by shards, followed.", labels=("kind",))
+    for kind in _REDIRECTIONS:
+        redirections.add_metric((kind,), counters.get(kind, 0))
+    yield redirections
+    nodes = GaugeMetricFamily(
+        "ackgate_engine_nodes", "Nodes of the cluster by engine and version.", labels=("engine", "version")
+    )
+    for label, count in counters.get("engine_versions", {}).items():
+        engine, _, version = label.partition(" ")
+        nodes.add_metric((engine, version), count)
+    yield nodes
+
+
+def _shard_families(shards: Sequence[ShardFigures]) -> Iterator[Metric]:
+    for key, name, text in _SHARD_GAUGES:
+        gauge = GaugeMetricFamily(f"ackgate_{name}", text, labels=("shard",))
+        for figures in shards:
+            if key in figures:
+                gauge.add_metric((figures["shard"],), _number(figures, key))
+        yield gauge
+    for key, name, text in _SHARD_COUNTERS:
+        counter = CounterMetricFamily(f"ackgate_{name}", text, labels=("shard",))
+        for figures in shards:
+            if key in figures:
+                counter.add_metric((figures["shard"],), _number(figures, key))
+        yield counter
+    lag = GaugeMetricFamily(
+        "ackgate_replica_lag_bytes", "How far a replica is behind its primary.", labels=("shard", "replica")
+    )
+    for figures in shards:
+        for replica, behind in figures.get("lag_bytes", {}).items():
+            lag.add_metric((figures["shard"], replica), behind)
+    yield lag
+
+
+def _number(figures: Counters | ShardFigures, key: str) -> float:
+    value = figures.get(key, 0)
+    return value if isinstance(value, int | float) else 0

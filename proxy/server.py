@@ -1,0 +1,421 @@
+"""The server: the rooms put together, and the data plane's calls handed to the room that answers them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from typing import Any
+
+import trio
+
+from proxy import __version__
+from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Life, Stamp
+from proxy.acks.rounds import Primary
+from proxy.acks.wait import Acks
+from proxy.configfile import read_password
+from proxy.dataplane import Client, DataPlane, Lane, Limits, Lost, Request
+from proxy.errors import UserError
+from proxy.observe.metrics import Counters, Metrics, ShardFigures
+from proxy.router import Router
+from proxy.routing.slot_map import NO_SHARD, Node, Shard, SlotMap
+from proxy.sessions.connection import Doorkeeper
+from proxy.settings import ProxySettings, split_address
+from proxy.topology.cluster import Cluster
+from proxy.topology.lanes import Lanes, Owner
+from proxy.topology.redirects import WATCHED, Redirects
+from shard.client import ConnectionLost, ControlConnection, Credentials, format_address
+
+TURNS = 8  # turns of the data plane per wake of its trio task, while there is something to do
+ACCEPT_AGAIN = 0.1  # seconds without accepting after the process ran out of descriptors
+READY_LOOK = 0.02  # seconds between two looks whether every shard answers, while starting
+IDLE_LOOK = 1.0  # seconds between two looks for idle clients
+FIRST_FIXED_REDIS = (8, 2)
+"""The first Redis that acknowledges WAITAOF only behind the fsync with ``appendfsync everysec`` (redis#13793)."""
+
+OF_UNKNOWN_OUTCOME = Incarnation(Life("", "", "master", "", NO_SECOND_ID))
+"""Stands in a session's memory for a write that nobody can answer for any more."""
+OF_UNKNOWN_OUTCOME.ended = True
+
+
+class Server:
+    """One proxy.  Raises ``UserError`` from :meth:`run` for what is the user's to mend."""
+
+    def __init__(self, settings: ProxySettings, *, log: Any) -> None:
+        self.settings = settings
+        self.log = log
+        self.metrics = Metrics(self)
+        self.address: tuple[str, int] = (settings.listen.host, settings.listen.port)
+        self.started = time.time()
+        timeouts = settings.timeouts
+        credentials = Credentials(settings.cluster.username, _password(settings.cluster.password_file))
+        self.plane = DataPlane(self, limits=_limits(settings), watched=WATCHED, keepalive=int(settings.clients.tcp_keepalive))
+        self.cluster = Cluster(
+            [split_address(seed) for seed in settings.cluster.seeds],
+            timeouts,
+            credentials,
+            changed=self._map_changed,
+            lived=self._lived,
+            amiss=lambda: not self.ready,
+        )
+        self.acks = Acks(
+            connect=self._connect_primary,
+            distrust=self._distrust,
+            restamp=lambda shard, tick, generation: self.lanes.restamp(shard, tick, generation),
+            shards=self.cluster.serving,
+        )
+        self.lanes = Lanes(
+            self.plane,
+            settings.lanes,
+            credentials,
+            timeouts.connect,
+            primary=self.cluster.primary,
+            observe=self.acks.incarnations.observe,
+            stamp=self.acks.stamp,
+            trouble=self.cluster.hint,
+        )
+        self.redirects = Redirects(self.plane, self.cluster, self.lanes, timeouts, lost_write=self._lost_write)
+        self.router = Router(
+            self.plane,
+            self.cluster,
+            self.lanes,
+            self.acks,
+            doorkeeper=Doorkeeper(_password(settings.auth.password_file)),
+            allow=settings.commands.allow,
+            patience=timeouts.hold,
+            large_request=settings.lanes.large_request,
+            own_info=self._own_info,
+            observe_wait=self.metrics.observe_wait,
+        )
+        self._accept_again = trio.Event()
+        self._slow_clients = 0
+
+    # -- running -------------------------------------------------------------------------------------
+    async def run(self, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled.  Started when the port is bound; clients are accepted once the cluster is known."""
+        listener = _listen(self.settings)
+        self.address = listener.getsockname()[:2]
+        try:
+            async with trio.open_nursery() as nursery:
+                for task in (self._turn, self.cluster.run, self.lanes.run, self.redirects.run, self.acks.run):
+                    nursery.start_soon(task)
+                nursery.start_soon(self.router.run)
+                nursery.start_soon(self._begin_accepting, listener)
+                nursery.start_soon(self._resume_accepting)
+                nursery.start_soon(self._close_idle)
+                task_status.started(self)
+        finally:
+            self.plane.close()
+            listener.close()
+
+    async def _turn(self) -> None:
+        descriptor = self.plane.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(descriptor)
+            for _ in range(TURNS):
+                if not self.plane.run_once():
+                    break
+
+    async def _begin_accepting(self, listener: socket.socket) -> None:
+        """Accept once it is known what the commands mean; until then clients wait in the backlog."""
+        while not self.cluster.map.version:
+            await self.cluster.updated.wait()
+        while not len(self.router.table):
+            await self.router.read_commands()
+            if not len(self.router.table):
+                await trio.sleep(READY_LOOK)
+        self.plane.listen(listener)
+
+    async def _resume_accepting(self) -> None:
+        while True:
+            await self._accept_again.wait()
+            await trio.sleep(ACCEPT_AGAIN)
+            self._accept_again = trio.Event()
+            self.plane.resume_accepting()
+
+    async def _close_idle(self) -> None:
+        limit = self.settings.clients.idle_timeout
+        while limit:
+            await trio.sleep(min(IDLE_LOOK, limit))
+            now = time.monotonic()
+            for client in list(self.plane.clients.values()):
+                if now - client.last_read > limit and not client.pending:
+                    self.plane.kill(client)
+
+    async def wait_ready(self) -> None:
+        """Return when every slot has a primary that answers and clients are accepted."""
+        while not (self.ready and self.plane.listeners):
+            await trio.sleep(READY_LOOK)
+
+    @property
+    def ready(self) -> bool:
+        """Every slot has a primary that answers."""
+        return bool(self.cluster.map.version) and self.cluster.map.covered() and all(
+            self.lanes.base[shard].attached for shard in self.cluster.serving()
+        )
+
+    # -- what the cluster tells --------------------------------------------------------------------------
+    def _map_changed(self, old: SlotMap, new: SlotMap) -> None:
+        """Bring lanes, acks and routes in line with a new slot map, in that order."""
+        with self.plane.turn():
+            self.lanes.grow(new.next_index)
+            led_anew = False
+            for shard in new.shards:
+                led_anew |= self._shard_changed(old.shard(shard.index), shard)
+            for shard in old.shards:
+                if new.shard(shard.index) is None:
+                    self.lanes.retire(shard.index)
+                    self.acks.of(shard.index).owns(frozenset())
+            if old.shard_of_slot != new.shard_of_slot:
+                self.plane.set_routes([-1 if index == NO_SHARD else index for index in new.shard_of_slot])
+            elif led_anew:
+                self.plane.fence_all()
+            else:
+                return
+            self.redirects.routes_changed()
+
+    def _shard_changed(self, old: Shard | None, new: Shard) -> bool:
+        """Whether the shard has another primary than before."""
+        self.acks.of(new.index).owns(frozenset(_range_text(first, last) for first, last in new.ranges))
+        if old is not None and _same_node(old.primary, new.primary):
+            return False
+        self.lanes.retire(new.index)
+        self.acks.primary_changed(new.index, new.primary.node_id.decode() or None if new.primary is not None else None)
+        return True
+
+    def _lived(self, life: Life) -> None:
+        self.acks.incarnations.observe(life)
+
+    async def _connect_primary(self, shard: int) -> ControlConnection:
+        node = self.cluster.primary(shard)
+        if node is None:
+            raise ConnectionLost("the shard has no primary")
+        return await self.cluster.connect(node.host, node.port)
+
+    async def _distrust(self, index: int, primary: Primary) -> str | None:
+        """Why a shard's WAITAOF cannot be believed: an engine that acknowledges before the fsync, or settings unread."""
+        if self.settings.acks.untrusted_waitaof == "pass":
+            return None
+        shard = self.cluster.shard(index)
+        if shard is None:
+            return None
+        settings = await primary.main.call("CONFIG", "GET", "append*")
+        fields = dict(zip(settings[::2], settings[1::2], strict=True))
+        address = primary.main.address
+        if _acknowledges_early(primary.engine, primary.version, fields[b"appendonly"], fields[b"appendfsync"]):
+            return _untrusted(shard, address, primary.engine, primary.version)
+        for replica in shard.replicas:
+            watch = self.cluster.watch_of(replica)
+            name = format_address(*replica.address)
+            if watch is None or not watch.settings:
+                if watch is not None and not watch.alive:
+                    continue  # a replica that cannot be reached is not counted by the primary for long either
+                return f"ERR WAITAOF: the settings of {name} (shard {shard.id.decode()}) cannot be read; allow CONFIG GET there"
+            fsync = watch.settings.get("appendfsync", "").encode()
+            if _acknowledges_early(watch.engine, watch.version, watch.settings.get("appendonly", "").encode(), fsync):
+                return _untrusted(shard, name, watch.engine, watch.version)
+        return None
+
+    def _lost_write(self, client: Client, lane: Lane) -> None:
+        """Whether the write ran is not known: no later WAIT of the session may count it."""
+        shard: int = lane.owner.shard
+        client.writes[shard] = [Stamp(OF_UNKNOWN_OUTCOME, 0, 0)] * 2
+
+    # -- what the data plane tells (dataplane.Control) -------------------------------------------------------
+    def opened(self, client: Client) -> None:
+        self.router.opened(client)
+
+    def closed(self, client: Client) -> None:
+        self.router.closed(client)
+
+    def half_closed(self, client: Client) -> None:
+        self.router.half_closed(client)
+
+    def command(self, request: Request) -> None:
+        self.router.command(request)
+
+    def held_back(self, request: Request, lane: Lane, frame: bytes) -> None:
+        self.redirects.held_back(request, lane, frame)
+
+    def lane_down(self, lane: Lane, lost: list[Lost], reason: str) -> None:
+        self.redirects.lane_down(lane, lost, reason)
+
+    def held_too_much(self, lane: Lane) -> None:
+        self.redirects.held_too_much(lane)
+
+    def pushed(self, lane: Lane, frame: bytes) -> None:
+        """Nothing has been subscribed to on a lane, so there is nobody to pass a push to."""
+
+    def accept_failed(self, error: OSError) -> None:
+        self.log.error("cannot accept clients", reason=error.strerror, cure="raise the limit on open files (ulimit -n)")
+        self._accept_again.set()
+
+    def refused(self, client: Client, why: str) -> None:
+        self._slow_clients += 1
+        self.log.warning(why, client=client.id)
+
+    def failed(self, where: str, error: Exception) -> None:
+        self.log.error("defect: one connection was closed", where=where, exc_info=error)
+
+    # -- what is told ----------------------------------------------------------------------------------------
+    def topology(self) -> dict[str, Any]:
+        """The topology as JSON (see ``Cluster.describe``)."""
+        return self.cluster.describe()
+
+    def counters(self) -> Counters:
+        """Figures of the whole proxy, for the metrics."""
+        plane = self.plane.counters
+        redirects = self.redirects.counts
+        held, held_bytes = self.redirects.held
+        versions: dict[str, int] = {}
+        for watch in self.cluster.nodes.values():
+            if watch.version:
+                name = f"{watch.engine} {watch.version}"
+                versions[name] = versions.get(name, 0) + 1
+        return {
+            "clients_open": len(self.plane.clients),
+            "clients_accepted": plane.accepted,
+            "clients_refused": plane.refused - self._slow_clients,
+            "clients_closed_slow": self._slow_clients,
+            "commands": plane.commands,
+            "commands_control": self.router.counts["control"],
+            "protocol_errors": plane.protocol_errors,
+            "bytes_in": plane.bytes_in,
+            "bytes_out": plane.bytes_out,
+            "shard_bytes_in": plane.shard_bytes_in,
+            "shard_bytes_out": plane.shard_bytes_out,
+            "lanes_open": sum(1 for _ in self.lanes.all_connected()),
+            "lane_connects": self.lanes.connects,
+            "lane_losses": plane.lane_losses,
+            "leased_open": self.lanes.leased,
+            "moved": redirects["moved"],
+            "ask": redirects["ask"],
+            "tryagain": redirects["tryagain"],
+            "splits": self.router.counts["splits"],
+            "fanouts": self.router.counts["fanouts"],
+            "outcome_unknown": redirects["outcome_unknown"],
+            "refused": self.router.counts["refused"],
+            "held": held,
+            "held_bytes": held_bytes,
+            "holds": redirects["holds"],
+            "hold_timeouts": redirects["hold_timeouts"],
+            "waits_open": self.acks.open,
+            "ack_rounds": self.acks.rounds,
+            "slot_map_version": self.cluster.map.version,
+            "slots_covered": sum(1 for index in self.cluster.map.shard_of_slot if index != NO_SHARD),
+            "discoveries": self.cluster.discoveries,
+            "discovery_failures": self.cluster.failures,
+            "ready": int(self.ready),
+            "engine_versions": versions,
+        }
+
+    def shard_figures(self) -> list[ShardFigures]:
+        """Figures of each shard, for the metrics."""
+        return [self._figures(shard) for shard in self.cluster.map.shards]
+
+    def _figures(self, shard: Shard) -> ShardFigures:
+        primary = self.cluster.watch_of(shard.primary) if shard.primary is not None else None
+        offset = primary.offset if primary is not None else 0
+        lanes = self.lanes.connected(shard.index)
+        watches = [(node, self.cluster.watch_of(node)) for node in shard.replicas]
+        return {
+            "shard": shard.id.decode(),
+            "up": int(self.lanes.base[shard.index].attached),
+            "slots": sum(last - first + 1 for first, last in shard.ranges),
+            "replicas_online": sum(1 for _, watch in watches if watch is not None and watch.alive),
+            "offset": offset,
+            "lag_bytes": {
+                format_address(*node.address): max(0, offset - watch.offset)
+                for node, watch in watches
+                if watch is not None and watch.alive
+            },
+            "outstanding": sum(lane.outstanding for lane in lanes),
+            "oldest_seconds": max((self.plane.lane_age(lane) for lane in lanes), default=0.0),
+            "lanes_open": len(lanes),
+        }
+
+    def _own_info(self) -> dict[str, dict[str, object]]:
+        """INFO's sections about the server the client is connected to: this one."""
+        uptime = int(time.time() - self.started)
+        return {
+            "server": {
+                "redis_mode": "standalone",
+                "ackgate_version": __version__,
+                "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+                "process_id": os.getpid(),
+                "tcp_port": self.address[1],
+                "uptime_in_seconds": uptime,
+                "uptime_in_days": uptime // 86400,
+            },
+            "clients": {
+                "connected_clients": len(self.plane.clients),
+                "maxclients": self.plane.limits.maxclients,
+                "blocked_clients": self.acks.open,
+            },
+            "replication": {"role": "master", "connected_slaves": 0},
+        }
+
+
+def _listen(settings: ProxySettings) -> socket.socket:
+    host, port = settings.listen.host, settings.listen.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setblocking(False)
+            listener.bind(address)
+            listener.listen(settings.listen.backlog)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; stop what uses it or choose another port (listen.port)"
+        ) from None
+    return listener
+
+
+def _password(file: str | None) -> str | None:
+    return read_password(file) if file is not None else None
+
+
+def _limits(settings: ProxySettings) -> Limits:
+    clients, lanes = settings.clients, settings.lanes
+    return Limits(
+        maxclients=clients.maxclients,
+        query=clients.query_limit,
+        outstanding_commands=clients.outstanding_commands,
+        outstanding_bytes=clients.outstanding_bytes,
+        output=clients.output_limit,
+        held_commands=lanes.held_commands,
+        held_bytes=lanes.held_bytes,
+    )
+
+
+def _range_text(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _same_node(one: Node | None, other: Node | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    if one.address != other.address:
+        return False
+    return one.node_id == other.node_id or not one.node_id or not other.node_id
+
+
+def _acknowledges_early(engine: str, version: str, appendonly: bytes, appendfsync: bytes) -> bool:
+    if appendonly != b"yes" or appendfsync != b"everysec":
+        return False
+    numbers = tuple(int(word) for word in version.split(".") if word.isdigit())
+    return engine != "redis" or numbers < FIRST_FIXED_REDIS
+
+
+def _untrusted(shard: Shard, node: str, engine: str, version: str) -> str:
+    return (
+        f"ERR WAITAOF cannot be believed on shard {shard.id.decode()}: {node} has appendfsync everysec, with which "
+        f"{engine} {version} acknowledges before the fsync; set appendfsync always there, "
+        "or acks.untrusted_waitaof: pass to take the engine's word"
+    )

@@ -1,0 +1,319 @@
+"""Transactions: WATCH, MULTI, EXEC, DISCARD, UNWATCH on leased lanes.
+
+MULTI is answered here and the lane leased when the first key shows which shard it is for; from then on the
+engine itself queues, refuses and executes.  Should the slot move before EXEC, the queued commands are
+played again on the new owner, since nothing of them has run; with keys being watched that cannot be done
+without breaking the watch, and the transaction is aborted in the engine's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import trio
+
+from proxy.codec import encode_request
+from proxy.codec.reply import OK, QUEUED, error, is_error
+from proxy.dataplane import DataPlane, Lane, Request
+from proxy.routing import Command
+from proxy.sessions.session import Session
+from proxy.topology.lanes import Busy, Lanes
+
+MULTI = encode_request([b"MULTI"])
+EXEC = encode_request([b"EXEC"])
+DISCARD = encode_request([b"DISCARD"])
+UNWATCH = encode_request([b"UNWATCH"])
+ASKING = encode_request([b"ASKING"])
+
+NOT_HERE = (b"-MOVED ", b"-ASK ", b"-TRYAGAIN ", b"-CLUSTERDOWN ", b"-LOADING ", b"-READONLY ")
+ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
+LOST = b"-EXECABORT Transaction discarded because of: the connection to the shard was lost before EXEC\r\n"
+MOVED_WATCH = b"-EXECABORT Transaction discarded because of: the slot of the watched keys moved\r\n"
+CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
+WITHOUT_MULTI = "ERR {} without MULTI"
+RETRY = 0.02  # seconds before a transaction that met "not now" is played again
+
+
+class Places(Protocol):
+    """Where slots are served, as topology knows it."""
+
+    def shard_of(self, slot: int) -> int:
+        """Index of the shard that serves ``slot``; -1 for none."""
+
+    def any_shard(self) -> int:
+        """Some shard, for what has no key."""
+
+    def redirected(self, lane: Lane, frame: bytes) -> int | None:
+        """Take in a MOVED or ASK; the shard that an ASK names, None otherwise."""
+
+
+class Transaction:
+    """One session's WATCH ... MULTI ... EXEC."""
+
+    def __init__(self, session: Session, plane: DataPlane, lanes: Lanes, places: Places, patience: float) -> None:
+        self.session = session
+        self.plane = plane
+        self.lanes = lanes
+        self.places = places
+        self.patience = patience
+        """Seconds for which a transaction whose slot is not served is played again."""
+        self.multi = False
+        self.slot: int | None = None
+        self.lane: Lane | None = None
+        self.watching = False
+        self.begun = False
+        """MULTI was sent to the lane."""
+        self.dirty = False
+        """An error was answered here that the engine does not know of."""
+        self.crossed = False
+        self.displaced = False
+        """The slot is not served where the lane goes: EXEC plays everything again."""
+        self.write = False
+        self.queued: list[bytes] = []
+
+    # -- before MULTI ------------------------------------------------------------------------------
+    def watch(self, request: Request, slots: frozenset[int]) -> None:
+        """WATCH, at its turn; the client is resumed when it is answered."""
+        slot = next(iter(slots))
+        if len(slots) > 1 or (self.slot is not None and self.places.shard_of(slot) != self.places.shard_of(self.slot)):
+            self._answer(request, CROSSSLOT)
+            return
+        self._watch(request, slot, attempts=0)
+
+    def _watch(self, request: Request, slot: int, attempts: int) -> None:
+        if not self._lease(slot, request):
+            return
+        lane = self.lane
+        assert lane is not None
+
+        def replied(frame: bytes) -> None:
+            if frame.startswith(NOT_HERE) and not self.watching and attempts < 16 and not lane.closed:
+                self.places.redirected(lane, frame)
+                self._give_back(clean=True)
+                self._watch(request, slot, attempts + 1)
+                return
+            if not is_error(frame):
+                self.watching = True
+            elif not self.watching:
+                self.end(clean=not lane.closed)
+            self._answer(request, frame)
+
+        self._send(lane, request.raw, replied)
+
+    def unwatch(self, request: Request) -> None:
+        """UNWATCH outside MULTI."""
+        self._finish(request, UNWATCH)
+
+    # -- MULTI and what is queued ---------------------------------------------------------------------
+    def begin(self, request: Request) -> None:
+        self.multi = True
+        self._answer(request, OK)
+
+    def queue(self, request: Request, command: Command, slot: int | None) -> None:
+        """One command inside MULTI; ``slot`` of its first key, None for none."""
+        self.write = self.write or command.counts_as_write
+        if slot is not None and self.slot is not None and slot != self.slot:
+            self.crossed = True
+        if self.crossed or self.displaced or (slot is None and self.lane is None):
+            self.queued.append(request.raw)
+            self._answer(request, QUEUED)
+            return
+        if slot is not None and not self._lease(slot, request):
+            self.dirty = True
+            return
+        self._begin_on_lane()
+        self.queued.append(request.raw)
+        lane = self.lane
+        assert lane is not None
+
+        def replied(frame: bytes) -> None:
+            if frame.startswith(NOT_HERE):
+                self.places.redirected(lane, frame)
+                self.displaced = True
+                frame = QUEUED
+            elif lane.closed:
+                self.displaced = True  # nothing has run: EXEC finds another lane, or says so
+                frame = QUEUED
+            elif is_error(frame):
+                self.dirty = True
+            self._answer(request, frame)
+
+        self._send(lane, request.raw, replied)
+
+    def _begin_on_lane(self) -> None:
+        if self.begun:
+            return
+        assert self.lane is not None
+        self.begun = True
+        for raw in (MULTI, *self.queued):
+            self._send(self.lane, raw, self._queued_early)
+
+    def _queued_early(self, frame: bytes) -> None:
+        """The engine's word on what was answered QUEUED here."""
+        if is_error(frame):
+            self.dirty = self.dirty or not frame.startswith(NOT_HERE)
+            self.displaced = True
+
+    def refuse(self, request: Request, frame: bytes) -> None:
+        """An error while queueing: EXEC will say EXECABORT."""
+        self.dirty = True
+        self._answer(request, frame)
+
+    # -- the end ----------------------------------------------------------------------------------------
+    def discard(self, request: Request) -> None:
+        self._finish(request, DISCARD if self.begun else UNWATCH)
+
+    def _finish(self, request: Request, raw: bytes) -> None:
+        lane = self.lane
+        if lane is None or lane.closed:
+            self.end(clean=False)
+            self._answer(request, OK)
+            return
+
+        def replied(frame: bytes) -> None:
+            self.end(clean=not is_error(frame))
+            self._answer(request, OK)
+
+        self._send(lane, raw, replied)
+
+    def execute(self, request: Request) -> Callable[[], Awaitable[None]] | None:
+        """EXEC at its turn.  What has to be awaited is returned."""
+        if self.dirty or self.crossed:
+            self._abort(request, ABORTED if self.dirty else CROSSSLOT)
+            return None
+        lane = self.lane
+        if lane is None and not self.queued:
+            self.end(clean=True)
+            self._answer(request, b"*0\r\n")
+            return None
+        if self.displaced or lane is None or lane.closed:
+            if self.watching:
+                self._abort(request, LOST if lane is None or lane.closed else MOVED_WATCH)
+                return None
+            return lambda: self._play_again(request)
+        self._begin_on_lane()
+        replay: list[bool] = []
+
+        def replied(frame: bytes) -> None:
+            if frame.startswith(NOT_HERE):
+                self.places.redirected(lane, frame)
+                replay.append(True)
+            else:
+                self.end(clean=not lane.closed)
+                self._answer(request, frame)
+            done.set()
+
+        done = trio.Event()
+        self.plane.submit(lane, EXEC, replied, client=self.session.client, write=self.write, pinned=True)
+
+        async def follow() -> None:
+            await done.wait()
+            if replay and self.watching:
+                self._abort(request, MOVED_WATCH)
+            elif replay:
+                await self._play_again(request)
+
+        return follow
+
+    def _abort(self, request: Request, frame: bytes) -> None:
+        lane = self.lane
+        if lane is None or lane.closed or not self.begun:
+            # A lane that only watches is closed rather than cleaned: that takes no round trip.
+            self.end(clean=False)
+            self._answer(request, frame)
+            return
+
+        def replied(reply: bytes) -> None:
+            self.end(clean=not is_error(reply) or reply.startswith(b"-ERR DISCARD without MULTI"))
+            self._answer(request, frame)
+
+        self._send(lane, DISCARD, replied)
+
+    async def _play_again(self, request: Request) -> None:
+        """Nothing has run yet: queue and execute all of it where the slot is served now."""
+        self._give_back(clean=False)
+        deadline = trio.current_time() + self.patience
+        asked: int | None = None
+        while True:
+            shard = asked if asked is not None else self._shard()
+            frame, lane = await self._play(shard, asking=asked is not None)
+            if not frame.startswith(NOT_HERE) or trio.current_time() > deadline:
+                break
+            asked = self.places.redirected(lane, frame) if lane is not None else None
+            await trio.sleep(RETRY)
+        self.end(clean=True)
+        self._answer(request, frame)
+
+    def _shard(self) -> int:
+        return self.places.any_shard() if self.slot is None else self.places.shard_of(self.slot)
+
+    async def _play(self, shard: int, asking: bool) -> tuple[bytes, Lane | None]:
+        """The reply to EXEC, or the first error that says "not here" or "not now"."""
+        if shard < 0:
+            return b"-CLUSTERDOWN Hash slot not served\r\n", None
+        try:
+            lane = self.lanes.lease(self.session.identity, shard)
+        except Busy as busy:
+            return error(str(busy)), None
+        frames: list[bytes] = []
+        done = trio.Event()
+
+        def replied(frame: bytes) -> None:
+            frames.append(frame)
+            if len(frames) == count:
+                done.set()
+
+        requests = [*([ASKING] if asking else []), MULTI, *self.queued]
+        count = len(requests) + 1
+        was_up = lane.attached
+        with self.plane.turn():
+            for raw in requests:
+                self._send(lane, raw, replied)
+            self.plane.submit(lane, EXEC, replied, client=self.session.client, write=self.write, pinned=True)
+        await done.wait()
+        lost = lane.closed
+        self.lanes.release(lane, clean=not lost)
+        not_here = next((frame for frame in frames if frame.startswith(NOT_HERE)), None)
+        if lost and not was_up and not lane.sent:
+            return b"-CLUSTERDOWN the shard cannot be reached\r\n", lane
+        return not_here or frames[-1], lane
+
+    # -- the lane ---------------------------------------------------------------------------------------------
+    def _lease(self, slot: int, request: Request) -> bool:
+        """Have the lane for ``slot``; False: there is none and the request was answered so."""
+        if self.lane is not None:
+            self.slot = slot if self.slot is None else self.slot
+            return True
+        shard = self.places.shard_of(slot)
+        if shard < 0:
+            self._answer(request, b"-CLUSTERDOWN Hash slot not served\r\n")
+            return False
+        try:
+            self.lane = self.lanes.lease(self.session.identity, shard)
+        except Busy as busy:
+            self._answer(request, error(str(busy)))
+            return False
+        self.slot = slot
+        return True
+
+    def _send(self, lane: Lane, raw: bytes, on_reply: Callable[[bytes], None]) -> None:
+        self.plane.submit(lane, raw, on_reply, client=self.session.client, pinned=True)
+
+    def _give_back(self, clean: bool) -> None:
+        lane, self.lane = self.lane, None
+        self.begun = False
+        if lane is not None:
+            self.lanes.release(lane, clean)
+
+    def end(self, clean: bool) -> None:
+        """Nothing is watched or queued any more."""
+        self._give_back(clean)
+        if self.session.transaction is self:
+            self.session.transaction = None
+
+    def _answer(self, request: Request, frame: bytes) -> None:
+        with self.plane.turn():
+            self.plane.answer(request, frame)
+            if request.barrier:
+                self.plane.resume(self.session.client, self.session.mode)

@@ -1,0 +1,226 @@
+"""The cluster as the proxy believes it to be: the watched nodes and the slot map chosen from what they say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+import trio
+
+from proxy.acks.incarnation import Life
+from proxy.routing.slot_map import Node, Shard, SlotMap, choose_view
+from proxy.settings import TimeoutSettings
+from proxy.topology.watch import Interval, NodeWatch
+from shard.client import ConnectionLost, ControlConnection, Credentials, ReplyError, format_address
+
+BUSY_INTERVAL = 0.05  # seconds between probes while a shard cannot be served
+FORGET_AFTER = 60.0  # seconds for which a node that no view names any more is still watched
+
+Address = tuple[str, int]
+
+
+class Cluster:
+    """See the module.
+
+    ``changed(old, new)`` is called for every new map, before anybody else sees it; ``lived(life)`` for every
+    life that a probe reads; ``amiss()`` says whether something is not served, so that probes hurry.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[Address],
+        timeouts: TimeoutSettings,
+        credentials: Credentials,
+        *,
+        changed: Callable[[SlotMap, SlotMap], None],
+        lived: Callable[[Life], None],
+        amiss: Callable[[], bool],
+    ) -> None:
+        self.seeds = frozenset(seeds)
+        self.timeouts = timeouts
+        self.credentials = credentials
+        self.map = SlotMap()
+        self.nodes: dict[Address, NodeWatch] = {}
+        self.discoveries = 0
+        self.failures = 0
+        self.log = structlog.get_logger("topology")
+        self._changed = changed
+        self._lived = lived
+        self._interval = Interval(timeouts.probe_interval, BUSY_INTERVAL, amiss)
+        self._applied_at = -1.0
+        self._named_at: dict[Address, float] = {}
+        self._nursery: trio.Nursery | None = None
+        self.updated = trio.Event()
+        """Set, and replaced, whenever a node was probed or the map changed."""
+
+    async def run(self) -> None:
+        """Watch every node there is, for ever."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for host, port in self.seeds:
+                self._watch(host, port)
+            await trio.sleep_forever()
+
+    def hint(self) -> None:
+        """Something looks amiss: probe now."""
+        self._interval.hurry()
+
+    # -- asking nodes ---------------------------------------------------------------------------------
+    def _watch(self, host: str, port: int) -> None:
+        watch = self.nodes[host, port] = NodeWatch(host, port)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._probe_for_ever, watch)
+
+    async def _probe_for_ever(self, watch: NodeWatch) -> None:
+        connection: ControlConnection | None = None
+        try:
+            while self.nodes.get(watch.address) is watch:
+                try:
+                    if connection is None or connection.closed:
+                        connection = await self.connect(watch.host, watch.port)
+                    with trio.fail_after(self.timeouts.probe):
+                        await watch.probe(connection, self.map)
+                except (ConnectionLost, ReplyError, trio.TooSlowError) as error:
+                    self._probe_failed(watch, error)
+                    if connection is not None:
+                        connection.abort()
+                        connection = None
+                else:
+                    self._probe_answered(watch)
+                self._consider()
+                await self._interval.pause()
+                await trio.sleep(random.uniform(0, 0.01))  # noqa: S311  spreads the probes of many proxies
+        finally:
+            if connection is not None:
+                connection.abort()
+
+    async def connect(self, host: str, port: int) -> ControlConnection:
+        """A control connection to a node.  Raises ``ConnectionLost``, ``ReplyError``."""
+        return await ControlConnection.open(
+            host,
+            port,
+            username=self.credentials.username,
+            password=self.credentials.password,
+            timeout=self.timeouts.connect,
+            client_name="ackgate-control",
+        )
+
+    def _probe_failed(self, watch: NodeWatch, error: Exception) -> None:
+        reason = str(error) or f"no answer within {self.timeouts.probe:g} s"
+        if watch.alive or not watch.tried:
+            self.log.warning("node does not answer", node=format_address(*watch.address), reason=reason)
+        watch.failed(reason)
+
+    def _probe_answered(self, watch: NodeWatch) -> None:
+        if watch.life is not None:
+            self._lived(watch.life)
+        self._hear_of(watch)
+
+    def _hear_of(self, watch: NodeWatch) -> None:
+        """Watch the nodes this one knows of; stop watching those nobody has named for long."""
+        now = trio.current_time()
+        if watch.view is not None:
+            for shard in watch.view.map.shards:
+                for node in shard.nodes:
+                    if node.port:
+                        self._named_at[node.address] = now
+        for address in self._named_at.keys() - self.nodes.keys():
+            self._watch(*address)
+        for address in list(self.nodes):
+            if address not in self.seeds and now - self._named_at.get(address, now) > FORGET_AFTER:
+                del self.nodes[address]
+                self._named_at.pop(address, None)
+
+    # -- choosing the map --------------------------------------------------------------------------------
+    def _consider(self) -> None:
+        """Take the map that the nodes agree on, if it sends anything another way than ours."""
+        self.updated.set()
+        self.updated = trio.Event()
+        if not self.map.version and not all(watch.tried for watch in self.nodes.values()):
+            return  # the first map is not taken from the first node that happens to answer
+        views = [watch.view for watch in self.nodes.values() if watch.view is not None and watch.asked_at > self._applied_at]
+        chosen = choose_view(views, self.map if self.map.version else None)
+        if chosen is None:
+            self.failures += 1
+            return
+        self.discoveries += 1
+        if not self.map.version or not chosen.same_routes(self.map) or self._members(chosen) != self._members(self.map):
+            self._apply(SlotMap(chosen.shards, self.map.version + 1, max(chosen.next_index, self.map.next_index)))
+
+    @staticmethod
+    def _members(map_: SlotMap) -> frozenset[tuple[int, bytes, Address, str]]:
+        return frozenset(
+            (shard.index, node.node_id, node.address, node.role) for shard in map_.shards for node in shard.nodes
+        )
+
+    def address_in(self, text: bytes, node_id: str) -> Address:
+        """The ``host:port`` of a redirection by ``node_id``, which may not know its own host name."""
+        host, _, port = text.decode().rpartition(":")
+        if not host:
+            watch = next((each for each in self.nodes.values() if each.node_id == node_id), None)
+            host = watch.host if watch is not None else "127.0.0.1"
+        return host.strip("[]"), int(port)
+
+    def moved(self, slot: int, host: str, port: int) -> None:
+        """A node said that another serves ``slot`` (MOVED)."""
+        owner = self.map.owner(slot)
+        if owner is not None and owner.primary is not None and owner.primary.address == (host, port):
+            return
+        self._apply(self.map.with_moved(slot, host, port))
+        if (host, port) not in self.nodes:
+            self._watch(host, port)
+        self.hint()
+
+    def _apply(self, map_: SlotMap) -> None:
+        old, self.map = self.map, map_
+        self._applied_at = trio.current_time()
+        self.log.info("slot map", version=map_.version, shards=len(map_.shards), covered=map_.covered())
+        self._changed(old, map_)
+        self.updated.set()
+        self.updated = trio.Event()
+
+    # -- what others ask -----------------------------------------------------------------------------------
+    def shard(self, index: int) -> Shard | None:
+        return self.map.shard(index)
+
+    def primary(self, index: int) -> Node | None:
+        """A shard's primary by the present map."""
+        shard = self.map.shard(index)
+        return shard.primary if shard is not None else None
+
+    def serving(self) -> list[int]:
+        """Indexes of the shards that serve slots."""
+        return [shard.index for shard in self.map.shards if shard.ranges]
+
+    def watch_of(self, node: Node) -> NodeWatch | None:
+        return self.nodes.get(node.address)
+
+    def describe(self) -> dict[str, Any]:
+        """The topology as JSON: version, shards, nodes."""
+        return {"version": self.map.version, "shards": [self._describe_shard(shard) for shard in self.map.shards]}
+
+    def _describe_shard(self, shard: Shard) -> dict[str, Any]:
+        primary = self._describe_node(shard.primary) if shard.primary is not None else None
+        if primary is not None and primary["health"] == "fail":
+            replicas, primary = [primary], None
+        else:
+            replicas = []
+        return {
+            "id": shard.id.decode(),
+            "slots": [list(slots) for slots in shard.ranges],
+            "primary": primary,
+            "replicas": [self._describe_node(node) for node in shard.replicas] + replicas,
+        }
+
+    def _describe_node(self, node: Node) -> dict[str, Any]:
+        watch = self.watch_of(node)
+        return {
+            "address": format_address(node.host, node.port),
+            "node_id": node.node_id.decode(),
+            "pid": watch.pid if watch is not None and watch.alive else None,
+            "offset": watch.offset if watch is not None else node.offset,
+            "health": watch.health if watch is not None else node.health,
+            "zone": (watch.info.get("availability_zone") if watch is not None else None) or node.zone,
+        }

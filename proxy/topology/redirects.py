@@ -1,0 +1,255 @@
+"""What is sent again: redirections, commands of a lost lane, and holds that come to their end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from proxy.dataplane import READONLY, Client, DataPlane, Handed, Lane, Lost, Request
+from proxy.settings import TimeoutSettings
+from proxy.topology.cluster import Cluster
+from proxy.topology.lanes import Lanes, Owner
+
+WATCHED = (b"-MOVED ", b"-ASK ", b"-TRYAGAIN ", b"-CLUSTERDOWN ", b"-LOADING ", b"-READONLY ", b"-MASTERDOWN ")
+"""Replies that say "not here" or "not now" and prove that nothing was executed."""
+IN_A_SCRIPT = b" script: "
+"""The engine appends this to errors raised within a script, which may have written before it failed."""
+REDIRECTIONS = 16  # followed for one command at once, as cluster clients do; then it is tried more slowly
+RETRY = 0.02  # seconds before a command that met "not now" is sent again
+SWEEP = 0.1  # seconds between two looks for holds and lanes whose time is up
+
+UNKNOWN = (
+    b"-ERR the connection to the shard was lost while this command was under way: its outcome is unknown, "
+    b"read before you write it again\r\n"
+)
+NOT_SENT_AGAIN = b"-ERR the connection to the shard was lost before this command's reply: send it again\r\n"
+NOT_SERVED = b"-CLUSTERDOWN no primary served this slot within %g s: send the command again\r\n"
+HELD_TOO_MUCH = b"-CLUSTERDOWN too many commands wait for a primary of this slot: send the command again later\r\n"
+
+
+class Redirects:
+    """See the module.  ``lost_write(client, shard)`` is told when a write's outcome is unknown."""
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        cluster: Cluster,
+        lanes: Lanes,
+        timeouts: TimeoutSettings,
+        *,
+        lost_write: Callable[[Client, Lane], None],
+    ) -> None:
+        self.plane = plane
+        self.cluster = cluster
+        self.lanes = lanes
+        self.timeouts = timeouts
+        self.log = structlog.get_logger("topology")
+        self.counts = {"moved": 0, "ask": 0, "tryagain": 0, "holds": 0, "hold_timeouts": 0, "outcome_unknown": 0}
+        self._lost_write = lost_write
+        self._later: deque[tuple[float, Request, int]] = deque()
+        self._due = trio.Event()
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._retry_for_ever)
+            nursery.start_soon(self._sweep_for_ever)
+
+    # -- replies that say "not here" or "not now" --------------------------------------------------------
+    def held_back(self, request: Request, lane: Lane, frame: bytes) -> None:
+        """Follow a redirection, or try again a little later."""
+        owner: Owner = lane.owner
+        if owner.leased or request.sticks or IN_A_SCRIPT in frame:
+            self.plane.answer(request, frame)
+            return
+        request.attempts += 1
+        words = frame[1:-2].split(b" ")
+        if words[0] == b"MOVED" and len(words) == 3:
+            self.counts["moved"] += 1
+            self._moved(request, lane, words, frame)
+        elif words[0] == b"ASK" and len(words) == 3:
+            self.counts["ask"] += 1
+            self._ask(request, lane, words, frame)
+        else:
+            self.counts["tryagain"] += 1
+            if words[0] != b"TRYAGAIN":
+                self.cluster.hint()
+            self._try_later(request, lane, frame)
+
+    def _moved(self, request: Request, lane: Lane, words: list[bytes], frame: bytes) -> None:
+        host, port = self.cluster.address_in(words[2], lane.owner.node_id)
+        self.cluster.moved(int(words[1]), host, port)
+        if request.attempts > REDIRECTIONS:
+            self._try_later(request, lane, frame)
+        else:
+            self.send_again(request, lane.shard)
+
+    def _ask(self, request: Request, lane: Lane, words: list[bytes], frame: bytes) -> None:
+        shard = self.cluster.map.find(*self.cluster.address_in(words[2], lane.owner.node_id))
+        if shard is None or request.attempts > REDIRECTIONS:
+            self.cluster.hint()
+            self._try_later(request, lane, frame)
+            return
+        self.plane.resubmit(request, self._lanes_of(request)[shard.index], asking=True)
+
+    def _lanes_of(self, request: Request) -> list[Lane]:
+        return request.client.lanes if request.client is not None else self.lanes.base
+
+    def send_again(self, request: Request, shard: int) -> None:
+        """Send a request where its slot is served now; one without a slot to ``shard``."""
+        if request.client is not None and request.client.closed:
+            request.answer(NOT_SENT_AGAIN)  # a command of a client that is gone is dropped, as a server does
+            return
+        if request.slot >= 0:
+            shard = self.plane.shard_of_slot[request.slot]
+        self.plane.resubmit(request, self._lanes_of(request)[shard])
+
+    def _try_later(self, request: Request, lane: Lane, frame: bytes) -> None:
+        if self.plane.now - request.born > self.timeouts.hold:
+            self.counts["hold_timeouts"] += 1
+            self.plane.answer(request, frame)
+            return
+        self._later.append((trio.current_time() + RETRY, request, lane.shard))
+        self._due.set()
+
+    async def _retry_for_ever(self) -> None:
+        while True:
+            await self._due.wait()
+            self._due = trio.Event()
+            while self._later:
+                await trio.sleep_until(self._later[0][0])
+                with self.plane.turn():
+                    while self._later and self._later[0][0] <= trio.current_time():
+                        _, request, shard = self._later.popleft()
+                        self.send_again(request, shard)
+
+    # -- lost lanes ---------------------------------------------------------------------------------------------
+    def lane_down(self, lane: Lane, lost: list[Lost], reason: str) -> None:
+        """Sort out what was under way: sent again if it provably did not run or changes nothing, else an error."""
+        owner: Owner = lane.owner
+        self.log.warning("lane lost", shard=owner.shard, reason=reason, under_way=len(lost), leased=owner.leased)
+        self.lanes.gone(lane)
+        self.cluster.hint()
+        if owner.leased:
+            self._leased_down(lane, lost)
+            return
+        for request, keep in self._sort(lane, lost):
+            if keep:
+                self.counts["holds"] += 1
+                self.send_again(request, owner.shard)
+
+    def _leased_down(self, lane: Lane, lost: list[Lost]) -> None:
+        """A leased lane's commands are its session's affair: it is told, nothing is sent again."""
+        with self.plane.turn():
+            for request, handed in lost:
+                unknown = request.write and handed is Handed.WHOLLY
+                if unknown and request.client is not None:
+                    self._lost_write(request.client, lane)
+                self.plane.answer(request, UNKNOWN if unknown else NOT_SENT_AGAIN)
+
+    def _sort(self, lane: Lane, lost: list[Lost]) -> list[tuple[Request, bool]]:
+        """(request, to be sent again) in order; the others are answered here.
+
+        A read that was sent before a write of unknown outcome is not sent again: it would see what came after it.
+        """
+        unknown: set[Client | None] = set()
+        verdicts: list[tuple[Request, bool]] = []
+        for request, handed in reversed(lost):
+            keep = handed is not Handed.WHOLLY and not request.sticks
+            if request.sticks:
+                pass
+            elif not keep and self.plane.command_flags[request.command_id] & READONLY:
+                keep = request.client not in unknown
+            elif not keep:
+                unknown.add(request.client)
+            verdicts.append((request, keep))
+        verdicts.reverse()
+        with self.plane.turn():
+            for request, keep in verdicts:
+                if not keep:
+                    self._fail(request, lane)
+        return verdicts
+
+    def _fail(self, request: Request, lane: Lane) -> None:
+        if request.sticks or self.plane.command_flags[request.command_id] & READONLY:
+            self.plane.answer(request, NOT_SENT_AGAIN)
+            return
+        self.counts["outcome_unknown"] += 1
+        if request.client is not None and request.write:
+            self._lost_write(request.client, lane)
+        self.plane.answer(request, UNKNOWN)
+
+    # -- holds ----------------------------------------------------------------------------------------------------
+    def routes_changed(self) -> None:
+        """What is parked goes where its slot is served now."""
+        with self.plane.turn():
+            for lanes in self.lanes.sets.values():
+                parked = [
+                    (request, lane.shard)
+                    for lane in lanes
+                    if not lane.attached
+                    for request in self.plane.reclaim(lane)
+                ]
+                for request, shard in sorted(parked, key=lambda each: each[0].born):
+                    self.send_again(request, shard)
+
+    def held_too_much(self, lane: Lane) -> None:
+        """Refuse the newest of what is parked on a lane until the rest is within the limits."""
+        limits = self.plane.limits
+        size = 0
+        for count, request in enumerate(self.plane.reclaim(lane)):
+            size += len(request.raw)
+            if count < limits.held_commands and size <= limits.held_bytes:
+                self.plane.resubmit(request, lane)
+            else:
+                self.plane.answer(request, HELD_TOO_MUCH)
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await trio.sleep(SWEEP)
+            with self.plane.turn():
+                self._expire_holds()
+                self._end_retiring()
+                self._lose_hung()
+
+    def _expire_holds(self) -> None:
+        for lanes in self.lanes.sets.values():
+            for lane in lanes:
+                if not lane.attached and self.plane.lane_age(lane) > self.timeouts.hold:
+                    self._expire(lane)
+
+    def _expire(self, lane: Lane) -> None:
+        text = NOT_SERVED % self.timeouts.hold
+        for request in self.plane.reclaim(lane):
+            if self.plane.now - request.born > self.timeouts.hold:
+                self.counts["hold_timeouts"] += 1
+                self.plane.answer(request, text)
+            else:
+                self.plane.resubmit(request, lane)
+
+    def _end_retiring(self) -> None:
+        for lane in list(self.lanes.retiring):
+            owner: Owner = lane.owner
+            if owner.leased:
+                continue  # the session that has it gives it back
+            if not lane.fifo:
+                self.lanes.close(lane)
+            elif not self._answers(owner.node_id):
+                lane.lose("its node does not answer and has a successor")
+
+    def _lose_hung(self) -> None:
+        for lane in list(self.lanes.all_connected()):
+            age = self.plane.lane_age(lane)
+            if age > self.timeouts.command:
+                lane.lose(f"no reply within {self.timeouts.command:g} s")
+
+    def _answers(self, node_id: str) -> bool:
+        return any(watch.node_id == node_id and watch.alive for watch in self.cluster.nodes.values())
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """(commands, bytes) parked now."""
+        lanes = [lane for lanes in self.lanes.sets.values() for lane in lanes if not lane.attached]
+        return sum(len(lane.out) for lane in lanes) + len(self._later), sum(lane.held_bytes for lane in lanes)

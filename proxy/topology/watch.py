@@ -1,0 +1,150 @@
+"""Watching one node: an active probe over a connection of its own."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from proxy.acks.incarnation import Life, parse_info
+from proxy.routing.slot_map import SlotMap, View
+from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
+
+SECTIONS = ("server", "replication", "persistence", "keyspace")
+
+
+class NodeWatch:
+    """What one node says of itself and of the cluster, asked again and again."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self.tried = False
+        """It has answered, or failed to, at least once."""
+        self.alive = False
+        self.loading = False
+        self.failure = ""
+        self.info: dict[str, str] = {}
+        self.life: Life | None = None
+        self.settings: dict[str, str] = {}
+        """``appendonly`` and ``appendfsync``, empty where they cannot be read."""
+        self.view: View | None = None
+        self.asked_at = -math.inf
+        """When the view was asked for, on trio's clock."""
+        self.silent_since = trio.current_time()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.host, self.port
+
+    @property
+    def node_id(self) -> str:
+        return self.life.node_id if self.life is not None else ""
+
+    @property
+    def engine(self) -> str:
+        return "valkey" if "valkey_version" in self.info else "redis"
+
+    @property
+    def version(self) -> str:
+        return self.info.get("valkey_version") or self.info.get("redis_version", "")
+
+    @property
+    def offset(self) -> int:
+        name = "master_repl_offset" if self.info.get("role") == "master" else "slave_repl_offset"
+        return int(self.info.get(name, 0))
+
+    @property
+    def keys(self) -> int:
+        """Keys of all databases, by INFO keyspace."""
+        return sum(
+            int(field.partition("=")[2])
+            for name, fields in self.info.items()
+            if name[:2] == "db" and name[2:].isdigit()
+            for field in fields.split(",")
+            if field.startswith("keys=")
+        )
+
+    @property
+    def health(self) -> str:
+        """``online``, ``loading`` or ``fail``."""
+        return "loading" if self.loading else "online" if self.alive else "fail"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, where the node runs on this machine."""
+        try:
+            local = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            local = self.host == "localhost"
+        return int(self.info["process_id"]) if local and "process_id" in self.info else None
+
+    async def probe(self, connection: ControlConnection, previous: SlotMap) -> None:
+        """Ask once.  Raises ``ConnectionLost``."""
+        asked_at = trio.current_time()
+        node_id, info, shards, slots, cluster, settings = await connection.pipeline(
+            ["CLUSTER", "MYID"],
+            ["INFO", *SECTIONS],
+            ["CLUSTER", "SHARDS"],
+            ["CLUSTER", "SLOTS"],
+            ["CLUSTER", "INFO"],
+            ["CONFIG", "GET", "append*"],
+        )
+        if isinstance(info, ReplyError):
+            raise ConnectionLost(str(info))
+        self.info = parse_info(info)
+        self.loading = self.info.get("loading", "0") != "0"
+        if isinstance(node_id, ReplyError):
+            raise ConnectionLost(f"{format_address(self.host, self.port)} is no cluster node: {node_id}")
+        self.life = Life.read(node_id.decode(), self.info)
+        self.settings = {} if isinstance(settings, ReplyError) else _flat(settings)
+        self.view = None
+        if not isinstance(shards, ReplyError) and not isinstance(cluster, ReplyError):
+            epoch = int(parse_info(cluster).get("cluster_current_epoch", 0))
+            slots_reply = None if isinstance(slots, ReplyError) else slots
+            try:
+                view = SlotMap.from_shards(shards, self.address, previous, slots_reply)
+            except ValueError as error:
+                raise ConnectionLost(str(error)) from None
+            self.view = View(node_id, epoch, view)
+        self.asked_at = asked_at
+        self.silent_since = math.inf
+        self.alive = True
+        self.tried = True
+        self.failure = ""
+
+    def failed(self, reason: str) -> None:
+        """The node did not answer."""
+        self.tried = True
+        self.failure = reason
+        self.view = None
+        if self.alive:
+            self.alive = False
+            self.silent_since = trio.current_time()
+
+
+class Interval:
+    """How long a probe waits for its next turn; shorter while something is amiss, ended by ``hurry``."""
+
+    def __init__(self, quiet: float, busy: float, amiss: Callable[[], bool]) -> None:
+        self._quiet = quiet
+        self._busy = busy
+        self._amiss = amiss
+        self._hurry = trio.Event()
+
+    def hurry(self) -> None:
+        self._hurry.set()
+        self._hurry = trio.Event()
+
+    async def pause(self) -> None:
+        hurry = self._hurry
+        with trio.move_on_after(self._busy if self._amiss() else self._quiet):
+            await hurry.wait()
+
+
+def _flat(value: Any) -> dict[str, str]:
+    pairs = value.items() if isinstance(value, dict) else zip(value[::2], value[1::2], strict=True)
+    return {key.decode(): text.decode() for key, text in pairs}
