@@ -207,10 +207,12 @@ class Lane:
                 self.lose("a reply that nobody asked for")
                 return
             entry = fifo[0]
+            if type(entry) is not Run:
+                fifo.popleft()  # first, so that whoever gets the reply finds the lane as it is behind it
             at = entry.deliver(frames, at, self)
             if self.closed:
                 return
-            if not entry.left:
+            if type(entry) is Run and not entry.left:
                 fifo.popleft()
         if not fifo:
             self.tail = None

@@ -79,11 +79,6 @@ class Request:
         self.answer(frame)
         return at + 1
 
-    @property
-    def left(self) -> int:
-        """Replies still to come for this entry once one was delivered."""
-        return 0
-
     def waiting(self, lane: Lane) -> list[tuple[Request | None, int]]:
         """What of this entry has no reply, in order: (request, bytes sent for it)."""
         return [(self, len(self.raw))]
@@ -149,6 +144,7 @@ class Run:
 
     @property
     def left(self) -> int:
+        """Replies still to come."""
         return len(self.indexes) - self.pos
 
     def deliver(self, frames: list[bytes], at: int, lane: Lane) -> int:
@@ -191,10 +187,6 @@ class Skip:
     def __init__(self, size: int, born: float) -> None:
         self.size = size
         self.born = born
-
-    @property
-    def left(self) -> int:
-        return 0
 
     def deliver(self, frames: list[bytes], at: int, lane: Lane) -> int:
         return at + 1

@@ -56,7 +56,7 @@ def test_persistence_and_memory_follow_the_settings(settings: ClusterSettings, l
 
 
 def test_an_engine_is_told_only_what_it_knows() -> None:
-    facts = {"zone": "zone-a", "hash_seed": "ab" * 16, "password": "secret"}
+    facts: dict[str, Any] = {"zone": "zone-a", "hash_seed": "ab" * 16, "password": "secret"}
     assert {"cluster-databases", "hash-seed", "availability-zone", "primaryauth"} <= directives(VALKEY, **facts).keys()
     old = directives(REDIS, **facts).keys()
     assert not {"cluster-databases", "hash-seed", "availability-zone", "primaryauth"} & old
