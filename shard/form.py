@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import trio
 
@@ -149,8 +150,10 @@ class _Former:
                 await ask(
                     primary.connection, ("CLUSTER", "ADDSLOTSRANGE", *(slot for pair in missing for slot in pair))
                 )
-            if len(primary.known) == 1 and primary.me.epoch == 0:
-                await ask(primary.connection, ("CLUSTER", "SET-CONFIG-EPOCH", number + 1))
+            # Saves the engine a round of sorting out equal epochs; refused, harmlessly, once another node was met.
+            if len(primary.rows) == 1 and primary.me.epoch == 0:
+                with suppress(ShardError):
+                    await ask(primary.connection, ("CLUSTER", "SET-CONFIG-EPOCH", number + 1))
 
     async def _meet(self) -> None:
         hub, *others = self._members

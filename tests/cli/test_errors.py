@@ -12,7 +12,7 @@ from proxy import __version__
 from proxy.commands.common import explanation
 from proxy.errors import UserError
 from shard.errors import ShardError
-from tests.cli.harness import ROOT, ackgate
+from tests.harness import ROOT, ackgate
 
 
 def one_line(result: subprocess.CompletedProcess[str], status: int = 1) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.cli.harness import ENVIRONMENT, PATIENCE_S, READY, until
+from tests.harness import ENVIRONMENT, PATIENCE_S, READY, until
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import ENVIRONMENT, PATIENCE_S, ROOT, Up, up
+from tests.harness import ENVIRONMENT, PATIENCE_S, ROOT, Up, up
 
 README = (ROOT / "README.md").read_text()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.harness import ENVIRONMENT, PATIENCE_S, ackgate
+from tests.harness import ENVIRONMENT, PATIENCE_S, ackgate
 
 
 @pytest.fixture(scope="module")

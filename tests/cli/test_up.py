@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from tests.cli.harness import ENVIRONMENT, PATIENCE_S, SMALL, Up, ackgate, gone, until, up
+from tests.harness import ENVIRONMENT, PATIENCE_S, SMALL, Up, ackgate, gone, until, up
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -85,7 +85,7 @@ async def test_zones_the_nodes_carry_and_a_password_are_respected(start: Callabl
     ports = {node.port: node.zone for node in nodes}
     for row in await call(nodes[0], "CLUSTER", "SLOTS"):
         assert {ports[row[2][1]], ports[row[3][1]]} == {"a", "b"}
-    with pytest.raises(ShardError, match="asks for a password|NOAUTH"):
+    with pytest.raises(ShardError, match=r"asks for a password|NOAUTH"):
         await form(addresses(nodes), shards=2, replicas=1, zones=["a", "b", "a", "b"])
 
 
@@ -106,7 +106,7 @@ async def test_nodes_that_hold_keys_or_belong_to_two_clusters_are_refused(start:
     await call(used, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     async with await used.connect() as connection:
         with trio.fail_after(10):
-            while b"cluster_state:ok" not in await connection.call("CLUSTER", "INFO"):
+            while b"cluster_state:ok" not in await connection.call("CLUSTER", "INFO"):  # noqa: ASYNC110
                 await trio.sleep(0.02)
         await connection.call("SET", "key", "value")
         await connection.call("CLUSTER", "DELSLOTSRANGE", 0, 16383)

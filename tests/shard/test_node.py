@@ -30,6 +30,10 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
 @pytest.fixture
 async def make(tmp_path: Path) -> AsyncIterator[Callable[..., Node]]:
     nodes: list[Node] = []
@@ -86,7 +90,7 @@ async def test_the_password_is_asked_for_and_not_on_the_command_line(make: Calla
     node = make(password="correct horse")
     await node.start()
     assert node.pid is not None
-    assert b"correct" not in Path(f"/proc/{node.pid}/cmdline").read_bytes()
+    assert "correct" not in command_line(node.pid)
     with socket.create_connection((node.host, node.port)) as plain:
         plain.sendall(b"PING\r\n")
         assert plain.recv(100).startswith(b"-NOAUTH")
@@ -99,9 +103,9 @@ async def test_a_port_in_use_is_one_clear_line(
     monkeypatch.setattr("shard.node._PORT_PATIENCE_SECONDS", 0.1)
     port = free_port()
     node = make(port=port)
-    with socket.create_server(("127.0.0.1", port + 10000 if bus else port)):
-        with pytest.raises(ShardError, match=f"^port {port} .* is in use: stop the program"):
-            await node.start()
+    taken = socket.create_server(("127.0.0.1", port + 10000 if bus else port))
+    with taken, pytest.raises(ShardError, match=f"^port {port} .* is in use: stop the program"):
+        await node.start()
     assert not node.alive
 
 
@@ -149,5 +153,5 @@ async def test_a_node_that_does_not_answer_is_given_up_and_killed(make: Callable
 
 async def test_a_folder_that_cannot_be_written_is_one_clear_line(make: Callable[..., Node], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ShardError, match="cannot write to .* choose another folder"):
+    with pytest.raises(ShardError, match=r"cannot write to .* choose another folder"):
         await make(directory=tmp_path / "file").start()

@@ -1,4 +1,4 @@
-"""``ackgate`` run as a user runs it, for the tests of this folder."""
+"""``ackgate`` run as a user runs it, for the tests that look at it from outside."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 READY = re.compile(r"^ready (redis://127\.0\.0\.1:\d+) admin (http://127\.0\.0\.1:\d+)\n$")
 SMALL = ("--shards", "1", "--replicas", "0", "--port", "0", "--admin-port", "0")
