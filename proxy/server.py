@@ -14,16 +14,22 @@ from proxy import __version__
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Life, Stamp
 from proxy.acks.rounds import Primary
 from proxy.acks.wait import Acks
+from proxy.codec import Limits as CodecLimits
 from proxy.configfile import read_password
+from proxy.control.connection import ConnectionCommands
+from proxy.control.merged import MergedCommands
+from proxy.control.policy import Policy
+from proxy.control.router import Router
+from proxy.control.sending import Sender
+from proxy.control.waiting import WaitCommands
 from proxy.dataplane import Client, DataPlane, Lane, Limits, Lost, Request
 from proxy.errors import UserError
 from proxy.observe.metrics import Counters, Metrics, ShardFigures
-from proxy.router import Router
 from proxy.routing.slot_map import NO_SHARD, Node, Shard, SlotMap
 from proxy.sessions.connection import Doorkeeper
 from proxy.settings import ProxySettings, split_address
 from proxy.topology.cluster import Cluster
-from proxy.topology.lanes import Lanes, Owner
+from proxy.topology.lanes import Lanes
 from proxy.topology.redirects import WATCHED, Redirects
 from shard.client import ConnectionLost, ControlConnection, Credentials, format_address
 
@@ -50,7 +56,8 @@ class Server:
         self.started = time.time()
         timeouts = settings.timeouts
         credentials = Credentials(settings.cluster.username, _password(settings.cluster.password_file))
-        self.plane = DataPlane(self, limits=_limits(settings), watched=WATCHED, keepalive=int(settings.clients.tcp_keepalive))
+        keepalive = int(settings.clients.tcp_keepalive)
+        self.plane = DataPlane(self, limits=_limits(settings), watched=WATCHED, keepalive=keepalive)
         self.cluster = Cluster(
             [split_address(seed) for seed in settings.cluster.seeds],
             timeouts,
@@ -76,17 +83,21 @@ class Server:
             trouble=self.cluster.hint,
         )
         self.redirects = Redirects(self.plane, self.cluster, self.lanes, timeouts, lost_write=self._lost_write)
+        patience = timeouts.hold
+        sender = Sender(self.plane, self.cluster, self.lanes, settings.lanes.large_request)
+        connection = ConnectionCommands(sender, Doorkeeper(_password(settings.auth.password_file)))
+        families = (
+            connection.handlers,
+            WaitCommands(sender, self.acks, self.metrics.observe_wait).handlers,
+            MergedCommands(sender, self._own_info, patience).handlers,
+        )
         self.router = Router(
-            self.plane,
-            self.cluster,
-            self.lanes,
-            self.acks,
-            doorkeeper=Doorkeeper(_password(settings.auth.password_file)),
-            allow=settings.commands.allow,
-            patience=timeouts.hold,
-            large_request=settings.lanes.large_request,
-            own_info=self._own_info,
-            observe_wait=self.metrics.observe_wait,
+            sender,
+            Policy(settings.commands.allow),
+            connection,
+            families,
+            CodecLimits(large_request=settings.lanes.large_request),
+            patience,
         )
         self._accept_again = trio.Event()
         self._slow_clients = 0
@@ -145,7 +156,7 @@ class Server:
 
     async def wait_ready(self) -> None:
         """Return when every slot has a primary that answers and clients are accepted."""
-        while not (self.ready and self.plane.listeners):
+        while not (self.ready and self.plane.listeners):  # noqa: ASYNC110 -- many conditions, no one event
             await trio.sleep(READY_LOOK)
 
     @property
@@ -194,7 +205,7 @@ class Server:
         return await self.cluster.connect(node.host, node.port)
 
     async def _distrust(self, index: int, primary: Primary) -> str | None:
-        """Why a shard's WAITAOF cannot be believed: an engine that acknowledges before the fsync, or settings unread."""
+        """Why a shard's WAITAOF cannot be believed: acknowledged before the fsync, or settings that cannot be read."""
         if self.settings.acks.untrusted_waitaof == "pass":
             return None
         shard = self.cluster.shard(index)
@@ -211,7 +222,7 @@ class Server:
             if watch is None or not watch.settings:
                 if watch is not None and not watch.alive:
                     continue  # a replica that cannot be reached is not counted by the primary for long either
-                return f"ERR WAITAOF: the settings of {name} (shard {shard.id.decode()}) cannot be read; allow CONFIG GET there"
+                return f"ERR WAITAOF: the settings of {name} (shard {shard.id.decode()}) are unknown; allow CONFIG GET"
             fsync = watch.settings.get("appendfsync", "").encode()
             if _acknowledges_early(watch.engine, watch.version, watch.settings.get("appendonly", "").encode(), fsync):
                 return _untrusted(shard, name, watch.engine, watch.version)
@@ -279,7 +290,7 @@ class Server:
             "clients_refused": plane.refused - self._slow_clients,
             "clients_closed_slow": self._slow_clients,
             "commands": plane.commands,
-            "commands_control": self.router.counts["control"],
+            "commands_control": self.router.calls,
             "protocol_errors": plane.protocol_errors,
             "bytes_in": plane.bytes_in,
             "bytes_out": plane.bytes_out,
@@ -292,10 +303,10 @@ class Server:
             "moved": redirects["moved"],
             "ask": redirects["ask"],
             "tryagain": redirects["tryagain"],
-            "splits": self.router.counts["splits"],
-            "fanouts": self.router.counts["fanouts"],
+            "splits": self.router.sender.counts["splits"],
+            "fanouts": self.router.sender.counts["fanouts"],
             "outcome_unknown": redirects["outcome_unknown"],
-            "refused": self.router.counts["refused"],
+            "refused": self.router.refused,
             "held": held,
             "held_bytes": held_bytes,
             "holds": redirects["holds"],
@@ -360,7 +371,8 @@ class Server:
 def _listen(settings: ProxySettings) -> socket.socket:
     host, port = settings.listen.host, settings.listen.port
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -372,7 +384,8 @@ def _listen(settings: ProxySettings) -> socket.socket:
             raise
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; stop what uses it or choose another port (listen.port)"
+            f"cannot listen on {host}:{port}: {error.strerror or error}; "
+            "stop what uses it or choose another port (listen.port)"
         ) from None
     return listener
 

@@ -48,6 +48,10 @@ class Layout(msgspec.Struct, frozen=True):
     format: int = 1
 
 
+class DirectoryInUseError(ShardError):
+    """Another process holds the data folder."""
+
+
 class DirectoryLock:
     """Holds a data folder for one process; released with it, however it ends."""
 
@@ -64,7 +68,8 @@ class DirectoryLock:
 def lock_directory(directory: Path) -> DirectoryLock:
     """Create the folder (mode 0700) where it is missing and take hold of it.
 
-    Raises ``ShardError`` when it cannot be written to or another process, named by its pid, holds it.
+    Raises ``ShardError`` when it cannot be written to, ``DirectoryInUseError`` (one too) when another process, named by
+    its pid, holds it.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,7 +81,7 @@ def lock_directory(directory: Path) -> DirectoryLock:
     except OSError:
         holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
-        raise ShardError(
+        raise DirectoryInUseError(
             f"{directory} is in use by process {holder}: stop that one first, or choose another folder with --dir"
         ) from None
     os.ftruncate(descriptor, 0)

@@ -33,6 +33,7 @@ from shard.cluster_nodes import NodeRow, myself, parse_cluster_nodes
 from shard.errors import ShardError
 from shard.form import Progress, form_groups, no_progress
 from shard.layout import (
+    DirectoryInUseError,
     DirectoryLock,
     Layout,
     PortReservation,
@@ -52,6 +53,7 @@ _BACKOFF_LAST_SECONDS = 10.0
 _STEADY_SECONDS = 30.0
 _POLL_SECONDS = 0.2
 _ASK_SECONDS = 1.0
+_LOCK_PATIENCE_SECONDS = 1.0
 # An election takes 1.25 to 1.8 node timeouts; a first one may fail and is tried again after 4.
 _TAKEOVER_TIMEOUTS = 10
 
@@ -114,7 +116,7 @@ class Cluster:
     async def _start(self, progress: Progress) -> None:
         password = read_password(self.settings.password_file)
         server = find_server(self.settings.binary)
-        self._lock = lock_directory(self.directory)
+        self._lock = await _hold(self.directory)
         reservation = PortReservation()
         try:
             layout = self._find_or_make_layout(reservation)
@@ -237,7 +239,7 @@ class Cluster:
         while True:
             rows = await self._ask_all()
             if dead_id is None or not self._heirs(node, dead_id, died_at, rows):
-                return "not followed"
+                return "no living replica is waiting to take over"
             stuck = self._election_is_stuck(rows, died_at)
             if stuck and self.settings.aof != "off":
                 return stuck
@@ -296,6 +298,18 @@ async def running(
             nursery.cancel_scope.cancel()
     finally:
         await cluster.stop()
+
+
+async def _hold(directory: Path) -> DirectoryLock:
+    # One that was killed a moment ago may still be going: it lets go when the kernel has cleared it away.
+    deadline = trio.current_time() + _LOCK_PATIENCE_SECONDS
+    while True:
+        try:
+            return lock_directory(directory)
+        except DirectoryInUseError:
+            if trio.current_time() > deadline:
+                raise
+        await trio.sleep(_POLL_SECONDS / 10)
 
 
 def read_password(file: str | None) -> str | None:

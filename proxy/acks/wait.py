@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -347,10 +348,8 @@ class Question:
         verdicts: dict[int, Verdict] = {}
 
         async def read(shard: int) -> None:
-            try:
+            with suppress(ConnectionLost, ReplyError):
                 verdicts[shard] = await self.acks.of(shard).verdict(self.asked.fsync)
-            except (ConnectionLost, ReplyError):
-                pass
 
         with trio.move_on_after(PROOF):
             async with trio.open_nursery() as nursery:

@@ -16,7 +16,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from proxy.codec import Limits as CodecLimits
@@ -31,6 +31,9 @@ ACCEPTS = 64  # connections taken in one go, so that a storm of them leaves the 
 TOO_MANY = b"-ERR max number of clients reached\r\n"
 SLOTS = 16384
 NO_SHARD = -1  # the index of the lane that stands for "no shard serves this slot"
+
+
+DEFAULT_LIMITS = Limits()
 
 
 class Handler(Protocol):
@@ -98,7 +101,7 @@ class DataPlane:
         self,
         control: Control,
         *,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         watched: tuple[bytes, ...] = (),
         keepalive: int = 0,
         client_ids: Iterator[int] | None = None,
@@ -231,10 +234,8 @@ class DataPlane:
         sock.setblocking(False)
         if len(self.clients) >= self.limits.maxclients:
             self.counters.refused += 1
-            try:
+            with suppress(OSError):
                 sock.send(TOO_MANY)
-            except OSError:
-                pass
             sock.close()
             return
         if sock.family != socket.AF_UNIX:

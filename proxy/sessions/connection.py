@@ -16,8 +16,8 @@ NO_PASSWORD = (
     b"Are you sure your configuration is correct?\r\n"
 )
 HELLO_NOAUTH = (
-    b"-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> "
-    b"option can be used to authenticate the client and select the RESP protocol version at the same time\r\n"
+    b"-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> "
+    b"<pass> option can be used to authenticate the client and select the RESP protocol version at the same time\r\n"
 )
 NOPROTO = b"-NOPROTO unsupported protocol version\r\n"
 BAD_NAME = "ERR {} cannot contain spaces, newlines or special characters."

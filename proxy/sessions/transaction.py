@@ -8,8 +8,8 @@ without breaking the watch, and the transaction is aborted in the engine's words
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 import trio
 
@@ -177,7 +177,7 @@ class Transaction:
 
         self._send(lane, raw, replied)
 
-    def execute(self, request: Request) -> Callable[[], Awaitable[None]] | None:
+    def execute(self, request: Request) -> Coroutine[Any, Any, None] | None:
         """EXEC at its turn.  What has to be awaited is returned."""
         if self.dirty or self.crossed:
             self._abort(request, ABORTED if self.dirty else CROSSSLOT)
@@ -191,7 +191,7 @@ class Transaction:
             if self.watching:
                 self._abort(request, LOST if lane is None or lane.closed else MOVED_WATCH)
                 return None
-            return lambda: self._play_again(request)
+            return self._play_again(request)
         self._begin_on_lane()
         replay: list[bool] = []
 
@@ -214,7 +214,7 @@ class Transaction:
             elif replay:
                 await self._play_again(request)
 
-        return follow
+        return follow()
 
     def _abort(self, request: Request, frame: bytes) -> None:
         lane = self.lane

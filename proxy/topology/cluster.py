@@ -91,7 +91,7 @@ class Cluster:
                     self._probe_answered(watch)
                 self._consider()
                 await self._interval.pause()
-                await trio.sleep(random.uniform(0, 0.01))  # noqa: S311  spreads the probes of many proxies
+                await trio.sleep(random.uniform(0, 0.01))
         finally:
             if connection is not None:
                 connection.abort()
@@ -140,7 +140,8 @@ class Cluster:
         self.updated = trio.Event()
         if not self.map.version and not all(watch.tried for watch in self.nodes.values()):
             return  # the first map is not taken from the first node that happens to answer
-        views = [watch.view for watch in self.nodes.values() if watch.view is not None and watch.asked_at > self._applied_at]
+        watches = [watch for watch in self.nodes.values() if watch.asked_at > self._applied_at]
+        views = [watch.view for watch in watches if watch.view is not None]
         chosen = choose_view(views, self.map if self.map.version else None)
         if chosen is None:
             self.failures += 1

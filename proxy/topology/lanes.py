@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import trio
@@ -13,7 +13,7 @@ from proxy.acks.incarnation import Incarnation, Life, Stamp, parse_info
 from proxy.dataplane import DataPlane, Lane, Lost
 from proxy.routing.slot_map import Node
 from proxy.settings import LaneSettings
-from shard.client import ConnectionLost, ControlConnection, Credentials, ReplyError
+from shard.client import Arg, ConnectionLost, ControlConnection, Credentials, ReplyError
 
 KILLS = 64  # old connections killed in one handshake
 GRAVES = 1000  # old connections remembered per node
@@ -167,7 +167,7 @@ class Lanes:
                 self._attach(lanes[shard], shard, made)
             except (ConnectionLost, ReplyError, OSError):
                 self._trouble()
-                with trio.move_on_after(pause * random.uniform(0.5, 1.5)):  # noqa: S311
+                with trio.move_on_after(pause * random.uniform(0.5, 1.5)):
                     await wake.wait()
                 pause = min(pause * 2, self.settings.reconnect_max)
             else:
@@ -187,8 +187,9 @@ class Lanes:
         )
         try:
             graves = self._graves[target.node_id.decode()]
-            kills: list[list[str | bytes | int]] = [["CLIENT", "KILL", "ID", graves[at]] for at in range(min(len(graves), KILLS))]
-            select: list[list[str | bytes | int]] = [["SELECT", identity.database]] if identity.database else []
+            old = [graves[at] for at in range(min(len(graves), KILLS))]
+            kills: list[Sequence[Arg]] = [["CLIENT", "KILL", "ID", client_id] for client_id in old]
+            select: list[Sequence[Arg]] = [["SELECT", identity.database]] if identity.database else []
             replies = await connection.pipeline(
                 *kills, *select, ["CLUSTER", "MYID"], ["INFO", "server"], ["INFO", "replication"], ["CLIENT", "ID"]
             )
@@ -303,7 +304,7 @@ class Lanes:
                 return lane
         if self._leased[shard] >= self.settings.leased_per_shard and not self._make_room(shard):
             limit = self.settings.leased_per_shard
-            raise Busy(f"ERR all {limit} leased lanes of the shard are in use (lanes.leased_per_shard): try again later")
+            raise Busy(f"ERR all {limit} leased lanes of the shard are in use (lanes.leased_per_shard): try again")
         assert self._nursery is not None
         self._leased[shard] += 1
         lane = self.plane.new_lane(shard, Owner(identity, shard, leased=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -244,13 +243,11 @@ async def test_nothing_survives_a_killed_supervisor_and_the_next_start_finds_the
 
 async def test_sigterm_stops_everything_in_order(tmp_path: Path, supervisor: Supervisor) -> None:
     process, nodes = supervisor(tmp_path, shards=1, replicas=1)
-    started = time.monotonic()
     process.terminate()
     assert process.wait(30) == 0
     assert all(gone(node["pid"]) for node in nodes)
-    assert time.monotonic() - started < 30
-    logs = [path.read_text() for path in sorted(tmp_path.glob("*/node.log"))]
-    assert all("ready to exit" in log for log in logs)
+    for name in ("shard-1-1", "shard-1-2"):
+        assert "ready to exit" in await trio.Path(tmp_path / name / "node.log").read_text()
 
 
 async def test_a_start_that_fails_leaves_no_process_and_no_lock(tmp_path: Path, quick: Settings) -> None:

@@ -1,0 +1,263 @@
+"""Putting requests on lanes: to one slot, split, to every shard, to every node, on a lane of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from proxy.codec.reply import error
+from proxy.control.call import Call
+from proxy.dataplane import DataPlane, Lane, Request
+from proxy.routing import Part, Split, aggregate
+from proxy.routing.slot_map import Node
+from proxy.sessions.session import Session
+from proxy.sessions.transaction import NOT_HERE, Places
+from proxy.topology.cluster import Cluster
+from proxy.topology.lanes import Busy, Lanes
+from proxy.topology.redirects import UNKNOWN
+from shard.client import ConnectionLost, ReplyError
+
+NOT_SERVED = b"-CLUSTERDOWN no shard serves any slot: send the command again\r\n"
+
+
+class Join:
+    """Collects the replies of several parts and answers once all are in."""
+
+    __slots__ = ("_combine", "_frames", "_missing")
+
+    def __init__(self, parts: int, combine: Callable[[list[bytes]], None]) -> None:
+        self._frames: list[bytes] = [b""] * parts
+        self._missing = parts
+        self._combine = combine
+
+    def part(self, at: int) -> Callable[[bytes], None]:
+        def replied(frame: bytes) -> None:
+            self._frames[at] = frame
+            self._missing -= 1
+            if not self._missing:
+                self._combine(self._frames)
+
+        return replied
+
+
+class Sender(Places):
+    """See the module.  ``large_request`` bytes and more travel on a leased lane."""
+
+    def __init__(self, plane: DataPlane, cluster: Cluster, lanes: Lanes, large_request: int) -> None:
+        self.plane = plane
+        self.cluster = cluster
+        self.lanes = lanes
+        self.counts = {"splits": 0, "fanouts": 0}
+        self._large_request = large_request
+
+    def answer(self, request: Request, frame: bytes) -> None:
+        """Answer, and let the client go on if it stood behind this command."""
+        client = request.client
+        assert client is not None
+        with self.plane.turn():
+            self.plane.answer(request, frame)
+            if request.barrier:
+                self.plane.resume(client, client.session.mode)
+
+    def send(self, session: Session, request: Request, slot: int) -> None:
+        """Put a request on the lane of its slot; its reply goes to the client as it is."""
+        request.slot = slot
+        self.send_to(session, request, self.shard_of(slot))
+
+    def send_to(self, session: Session, request: Request, shard: int) -> None:
+        if not request.barrier:
+            self.plane.resubmit(request, self.lane(session, shard))
+        elif len(request.raw) > self._large_request and shard >= 0:
+            self._send_large(session, request, shard)
+        else:
+            self._submit(session, request, self.lane(session, shard))
+
+    def _send_large(self, session: Session, request: Request, shard: int) -> None:
+        """A large request has a lane to itself, so that it holds up nobody else's."""
+        try:
+            lane = self.lanes.lease(session.identity, shard)
+        except Busy:
+            self._submit(session, request, self.lane(session, shard))
+            return
+
+        def replied(frame: bytes) -> None:
+            elsewhere = frame.startswith(NOT_HERE)
+            if elsewhere:
+                self.redirected(lane, frame)
+            self.lanes.release(lane, clean=not lane.closed)
+            if elsewhere:
+                self._submit(session, request, self.lane(session, self.shard_of(request.slot)))
+            else:
+                self.answer(request, frame)
+
+        self.plane.submit(
+            lane,
+            request.raw,
+            replied,
+            client=session.client,
+            command_id=request.command_id,
+            write=request.write,
+            pinned=True,
+        )
+
+    def _submit(self, session: Session, request: Request, lane: Lane) -> None:
+        """A barrier's request on a shared lane: the client goes on when the reply is in."""
+        self.plane.submit(
+            lane,
+            request.raw,
+            lambda frame: self.answer(request, frame),
+            client=session.client,
+            slot=request.slot,
+            command_id=request.command_id,
+            write=request.write,
+        )
+
+    def split(self, session: Session, request: Request, taken: Split) -> None:
+        """A multi-key command: a part for each slot, one send for each lane."""
+        self.counts["splits"] += 1
+        join = Join(len(taken.parts), lambda frames: self.answer(request, taken.join(frames, _unsure(frames))))
+        with self.plane.turn():
+            for at, part in enumerate(taken.parts):
+                self._send_part(session, request, part, join.part(at))
+
+    def _send_part(self, session: Session, request: Request, part: Part, replied: Callable[[bytes], None]) -> None:
+        self.plane.submit(
+            self.lane(session, self.shard_of(part.slot)),
+            part.raw,
+            replied,
+            client=session.client,
+            slot=part.slot,
+            command_id=request.command_id,
+            write=request.write,
+        )
+
+    def to_all_shards(self, call: Call) -> None:
+        def combine(frames: list[bytes]) -> None:
+            self.answer(call.request, aggregate(call.command, call.args, frames, call.session.protocol))
+
+        self.fan_out(call.session, call.request, call.request.raw, combine)
+
+    def fan_out(self, session: Session, request: Request, raw: bytes, combine: Callable[[list[bytes]], None]) -> None:
+        """Send to every shard that serves slots, on the session's own lanes, behind what it sent before."""
+        shards = self.cluster.serving()
+        if not shards:
+            self.answer(request, NOT_SERVED)
+            return
+        self.counts["fanouts"] += 1
+        join = Join(len(shards), combine)
+        with self.plane.turn():
+            for at, shard in enumerate(shards):
+                self.plane.submit(
+                    self.lane(session, shard),
+                    raw,
+                    join.part(at),
+                    client=session.client,
+                    command_id=request.command_id,
+                    write=request.write,
+                )
+
+    async def to_all_nodes(self, call: Call) -> None:
+        """Primaries and replicas; a node that the cluster holds for failed is none of it at the moment."""
+        self.counts["fanouts"] += 1
+        shards = [shard for shard in self.cluster.map.shards if shard.ranges]
+        replicas = [node for shard in shards for node in shard.replicas if node.health != "fail"]
+        frames: dict[int, bytes] = {}
+
+        async def primary(at: int, shard: int) -> None:
+            frames[at] = await self.ask(call.session, self.lane(call.session, shard), call.request.raw, call.request)
+
+        async def replica(at: int, node: Node) -> None:
+            try:
+                lane = await self.lanes.lease_node(call.session.identity, node)
+            except (ConnectionLost, ReplyError) as problem:
+                frames[at] = error(f"ERR node {node.host}:{node.port} could not be reached ({problem}); try again")
+                return
+            frames[at] = await self.ask(call.session, lane, call.request.raw, pinned=True)
+            self.lanes.release(lane, clean=False)
+
+        async with trio.open_nursery() as nursery:
+            for at, shard in enumerate(shards):
+                nursery.start_soon(primary, at, shard.index)
+            for at, node in enumerate(replicas, len(shards)):
+                nursery.start_soon(replica, at, node)
+        ordered = [frames[at] for at in sorted(frames)]
+        merged = aggregate(call.command, call.args, ordered, call.session.protocol) if ordered else NOT_SERVED
+        self.answer(call.request, merged)
+
+    async def ask(
+        self, session: Session, lane: Lane, raw: bytes, request: Request | None = None, pinned: bool = False
+    ) -> bytes:
+        """The raw reply to one request put on a lane."""
+        done = trio.Event()
+        frames: list[bytes] = []
+
+        def replied(frame: bytes) -> None:
+            frames.append(frame)
+            done.set()
+
+        self.plane.submit(
+            lane,
+            raw,
+            replied,
+            client=session.client,
+            command_id=request.command_id if request is not None else 0,
+            write=request.write if request is not None else False,
+            pinned=pinned,
+        )
+        await done.wait()
+        return frames[0]
+
+    async def of_all(self, session: Session, shards: Sequence[int], raw: bytes) -> list[bytes]:
+        frames: list[bytes] = [b""] * len(shards)
+
+        async def one(at: int, shard: int) -> None:
+            frames[at] = await self.ask(session, self.lane(session, shard), raw)
+
+        async with trio.open_nursery() as nursery:
+            for at, shard in enumerate(shards):
+                nursery.start_soon(one, at, shard)
+        return frames
+
+    async def together(self, session: Session, lane: Lane, raws: Sequence[bytes]) -> list[bytes]:
+        """The replies to requests sent in one packet to one node, and to no other."""
+        done = trio.Event()
+        frames: list[bytes] = []
+
+        def replied(frame: bytes) -> None:
+            frames.append(frame)
+            if len(frames) == len(raws):
+                done.set()
+
+        with self.plane.turn():
+            for raw in raws:
+                self.plane.submit(lane, raw, replied, client=session.client, pinned=True)
+        await done.wait()
+        return frames
+
+    def lane(self, session: Session, shard: int) -> Lane:
+        return session.client.lanes[shard]
+
+    def shard_of(self, slot: int) -> int:
+        return self.plane.shard_of_slot[slot]
+
+    def any_shard(self) -> int:
+        """Always the same while the map stays: what a session publishes keeps its order."""
+        return min(self.cluster.serving(), default=-1)
+
+    def redirected(self, lane: Lane, frame: bytes) -> int | None:
+        words = frame[1:-2].split(b" ")
+        if words[0] not in (b"MOVED", b"ASK") or len(words) != 3:
+            self.cluster.hint()
+            return None
+        host, port = self.cluster.address_in(words[2], lane.owner.node_id)
+        if words[0] == b"MOVED":
+            self.cluster.moved(int(words[1]), host, port)
+            return None
+        shard = self.cluster.map.find(host, port)
+        return shard.index if shard is not None else None
+
+
+def _unsure(frames: Sequence[bytes]) -> list[int]:
+    """Which parts of a split may have been executed although they answered an error."""
+    return [at for at, frame in enumerate(frames) if frame == UNKNOWN]
