@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import socket
 import time
 from typing import Any
@@ -36,6 +37,7 @@ from shard.client import ConnectionLost, ControlConnection, Credentials, format_
 TURNS = 8  # turns of the data plane per wake of its trio task, while there is something to do
 ACCEPT_AGAIN = 0.1  # seconds without accepting after the process ran out of descriptors
 READY_LOOK = 0.02  # seconds between two looks whether every shard answers, while starting
+SPARE_FILES = 1024  # descriptors kept for lanes, control connections, logs and the admin port
 IDLE_LOOK = 1.0  # seconds between two looks for idle clients
 FIRST_FIXED_REDIS = (8, 2)
 """The first Redis that acknowledges WAITAOF only behind the fsync with ``appendfsync everysec`` (redis#13793)."""
@@ -64,6 +66,7 @@ class Server:
             credentials,
             changed=self._map_changed,
             lived=self._lived,
+            restarted=lambda: self.router.refresh(),
             amiss=lambda: not self.ready,
         )
         self.acks = Acks(
@@ -105,6 +108,7 @@ class Server:
     # -- running -------------------------------------------------------------------------------------
     async def run(self, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled.  Started when the port is bound; clients are accepted once the cluster is known."""
+        self._raise_file_limit()
         listener = _listen(self.settings)
         self.address = listener.getsockname()[:2]
         try:
@@ -119,6 +123,17 @@ class Server:
         finally:
             self.plane.close()
             listener.close()
+
+    def _raise_file_limit(self) -> None:
+        """Have descriptors for ``maxclients`` where the system lets us, as the engine does at its start."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = self.settings.clients.maxclients + SPARE_FILES
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            if limit < wanted:
+                cure = f"raise the hard limit (ulimit -Hn) to {wanted} or lower clients.maxclients"
+                self.log.warning("fewer open files than maxclients needs", limit=limit, cure=cure)
 
     async def _turn(self) -> None:
         descriptor = self.plane.fileno()

@@ -22,8 +22,7 @@ from shard.supervise import Cluster
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# `no` is the engine's word for "leave fsync to the system"; a cluster that asks for no durability keeps no file at all.
-_AOF_OF_APPENDFSYNC = {"always": "always", "everysec": "everysec", "no": "off"}
+APPENDFSYNC = ("always", "everysec", "no")
 STEPS = {
     "start": "starting nodes",
     "meet": "introducing nodes to each other",
@@ -47,8 +46,8 @@ def cluster_options(command: Callable[P, R]) -> Callable[P, R]:
             ),
             click.option(
                 "--appendfsync",
-                type=click.Choice(tuple(_AOF_OF_APPENDFSYNC)),
-                help="When writes reach the disk; no: no append-only file, a restart begins empty.  [default: always]",
+                type=click.Choice(APPENDFSYNC),
+                help="When writes reach the disk: before each reply, once a second, or left to the system.  [default: always]",
             ),
             click.option(
                 "--config",
@@ -71,8 +70,7 @@ def local_settings(
     Raises SettingsError for the file and CommandError for options that contradict it.
     """
     settings = LocalSettings() if file is None else load(file, LocalSettings)
-    aof = None if appendfsync is None else _AOF_OF_APPENDFSYNC[appendfsync]
-    cluster = overridden(settings.cluster, shards=shards, replicas=replicas, aof=aof)
+    cluster = overridden(settings.cluster, shards=shards, replicas=replicas, aof=appendfsync)
     return overridden(settings, cluster=cluster, dir=directory)
 
 

@@ -95,6 +95,10 @@ class Router:
                 await trio.sleep(REFRESH)
                 self._refresh = trio.Event()
 
+    def refresh(self) -> None:
+        """The engine may know other commands than it did: read COMMAND again soon."""
+        self._refresh.set()
+
     async def read_commands(self) -> None:
         """Read COMMAND from a node that answers; keeps the present table when none does."""
         for watch in list(self.cluster.nodes.values()):
@@ -166,7 +170,7 @@ class Router:
             return None
         command = self.table.lookup(args)
         if command is None:
-            self._refresh.set()
+            self.refresh()
             self._refuse(session, request, lookup_error(self.table, args))
             return None
         session.last_command = command.name

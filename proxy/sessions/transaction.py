@@ -180,7 +180,7 @@ class Transaction:
     def execute(self, request: Request) -> Coroutine[Any, Any, None] | None:
         """EXEC at its turn.  What has to be awaited is returned."""
         if self.dirty or self.crossed:
-            self._abort(request, ABORTED if self.dirty else CROSSSLOT)
+            self.abort(request, ABORTED if self.dirty else CROSSSLOT)
             return None
         lane = self.lane
         if lane is None and not self.queued:
@@ -189,7 +189,7 @@ class Transaction:
             return None
         if self.displaced or lane is None or lane.closed:
             if self.watching:
-                self._abort(request, LOST if lane is None or lane.closed else MOVED_WATCH)
+                self.abort(request, LOST if lane is None or lane.closed else MOVED_WATCH)
                 return None
             return self._play_again(request)
         self._begin_on_lane()
@@ -210,13 +210,14 @@ class Transaction:
         async def follow() -> None:
             await done.wait()
             if replay and self.watching:
-                self._abort(request, MOVED_WATCH)
+                self.abort(request, MOVED_WATCH)
             elif replay:
                 await self._play_again(request)
 
         return follow()
 
-    def _abort(self, request: Request, frame: bytes) -> None:
+    def abort(self, request: Request, frame: bytes) -> None:
+        """End the transaction with this error."""
         lane = self.lane
         if lane is None or lane.closed or not self.begun:
             # A lane that only watches is closed rather than cleaned: that takes no round trip.

@@ -25,7 +25,8 @@ class Cluster:
     """See the module.
 
     ``changed(old, new)`` is called for every new map, before anybody else sees it; ``lived(life)`` for every
-    life that a probe reads; ``amiss()`` says whether something is not served, so that probes hurry.
+    life that a probe reads; ``restarted()`` when a node came back as a new process; ``amiss()`` says whether
+    something is not served, so that probes hurry.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Cluster:
         *,
         changed: Callable[[SlotMap, SlotMap], None],
         lived: Callable[[Life], None],
+        restarted: Callable[[], None],
         amiss: Callable[[], bool],
     ) -> None:
         self.seeds = frozenset(seeds)
@@ -48,8 +50,11 @@ class Cluster:
         self.log = structlog.get_logger("topology")
         self._changed = changed
         self._lived = lived
+        self._restarted = restarted
         self._interval = Interval(timeouts.probe_interval, BUSY_INTERVAL, amiss)
         self._applied_at = -1.0
+        self._epoch = 0
+        """The current epoch of the view that the map came from."""
         self._named_at: dict[Address, float] = {}
         self._nursery: trio.Nursery | None = None
         self.updated = trio.Event()
@@ -116,6 +121,10 @@ class Cluster:
     def _probe_answered(self, watch: NodeWatch) -> None:
         if watch.life is not None:
             self._lived(watch.life)
+            if watch.life.run_id != watch.known_run:
+                if watch.known_run:
+                    self._restarted()
+                watch.known_run = watch.life.run_id
         self._hear_of(watch)
 
     def _hear_of(self, watch: NodeWatch) -> None:
@@ -142,11 +151,12 @@ class Cluster:
             return  # the first map is not taken from the first node that happens to answer
         watches = [watch for watch in self.nodes.values() if watch.asked_at > self._applied_at]
         views = [watch.view for watch in watches if watch.view is not None]
-        chosen = choose_view(views, self.map if self.map.version else None)
+        chosen = choose_view(views, self.map if self.map.version else None, previous_epoch=self._epoch)
         if chosen is None:
             self.failures += 1
             return
         self.discoveries += 1
+        self._epoch = max(view.current_epoch for view in views if view.map is chosen)
         if not self.map.version or not chosen.same_routes(self.map) or self._members(chosen) != self._members(self.map):
             self._apply(SlotMap(chosen.shards, self.map.version + 1, max(chosen.next_index, self.map.next_index)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,9 +14,6 @@ from proxy.dataplane import DataPlane, Lane, Lost
 from proxy.routing.slot_map import Node
 from proxy.settings import LaneSettings
 from shard.client import Arg, ConnectionLost, ControlConnection, Credentials, ReplyError
-
-KILLS = 64  # old connections killed in one handshake
-GRAVES = 1000  # old connections remembered per node
 
 
 class Identity(NamedTuple):
@@ -33,13 +30,14 @@ BASE = Identity("default", 0, 2)
 class Owner:
     """What topology keeps on a lane."""
 
-    __slots__ = ("client_id", "identity", "incarnation", "leased", "node_id", "retiring_since", "shard")
+    __slots__ = ("client_id", "identity", "incarnation", "leased", "node_id", "retiring_since", "run_id", "shard")
 
     def __init__(self, identity: Identity, shard: int, leased: bool) -> None:
         self.identity = identity
         self.shard = shard
         self.leased = leased
         self.node_id = ""
+        self.run_id = ""
         self.client_id = 0
         """The connection's CLIENT ID at the node."""
         self.incarnation: Incarnation | None = None
@@ -56,6 +54,13 @@ class Connected(NamedTuple):
     connection: ControlConnection
     life: Life
     client_id: int
+
+
+class Graves(NamedTuple):
+    """Our connections to one process that ended here, and may not have there."""
+
+    run_id: str
+    client_ids: set[int]
 
 
 class LaneSet(list[Lane]):
@@ -101,7 +106,7 @@ class Lanes:
         self._shards = 0
         self._nursery: trio.Nursery | None = None
         self._connected: defaultdict[int, set[Lane]] = defaultdict(set)
-        self._graves: defaultdict[str, deque[int]] = defaultdict(lambda: deque(maxlen=GRAVES))
+        self._graves: dict[str, Graves] = {}
         self._idle: defaultdict[tuple[Identity, int], list[Lane]] = defaultdict(list)
         self._leased: defaultdict[int, int] = defaultdict(int)
         self.base = self.of(BASE)
@@ -186,27 +191,37 @@ class Lanes:
             client_name="ackgate",
         )
         try:
-            graves = self._graves[target.node_id.decode()]
-            old = [graves[at] for at in range(min(len(graves), KILLS))]
-            kills: list[Sequence[Arg]] = [["CLIENT", "KILL", "ID", client_id] for client_id in old]
             select: list[Sequence[Arg]] = [["SELECT", identity.database]] if identity.database else []
             replies = await connection.pipeline(
-                *kills, *select, ["CLUSTER", "MYID"], ["INFO", "server"], ["INFO", "replication"], ["CLIENT", "ID"]
+                *select, ["CLUSTER", "MYID"], ["INFO", "server"], ["INFO", "replication"], ["CLIENT", "ID"]
             )
-            for reply in replies[len(kills) :]:
+            for reply in replies:
                 if isinstance(reply, ReplyError):
                     raise reply
-            for _ in kills:
-                graves.popleft()
             node_id, server, replication, client_id = replies[-4:]
             life = Life.read(node_id.decode(), parse_info(server) | parse_info(replication))
             if target.node_id and node_id != target.node_id:
                 raise ConnectionLost("another node answers at that address")
+            await self._bury(connection, life)
         except BaseException:
             connection.abort()
             raise
         self.connects += 1
         return Connected(connection, life, int(client_id))
+
+    async def _bury(self, connection: ControlConnection, life: Life) -> None:
+        """Kill our lost connections at a node.  A process started anew has none, and gives their numbers to others."""
+        graves = self._graves.get(life.node_id)
+        if graves is None:
+            return
+        if graves.run_id != life.run_id:
+            del self._graves[life.node_id]
+            return
+        dead = list(graves.client_ids)
+        kills: list[Sequence[Arg]] = [["CLIENT", "KILL", "ID", client_id] for client_id in dead]
+        if kills:
+            await connection.pipeline(*kills)
+            graves.client_ids.difference_update(dead)
 
     def _still(self, target: Node, shard: int, made: Connected) -> None:
         """The shard may have got another primary while we connected to this one."""
@@ -222,6 +237,7 @@ class Lanes:
             raise ConnectionLost("the node is not a primary")
         owner: Owner = lane.owner
         owner.node_id = made.life.node_id
+        owner.run_id = made.life.run_id
         owner.client_id = made.client_id
         owner.incarnation = incarnation
         self._connected[shard].add(lane)
@@ -258,12 +274,18 @@ class Lanes:
         if lane in self.retiring:
             self.retiring.remove(lane)
         if owner.node_id:
-            self._graves[owner.node_id].append(owner.client_id)
+            self._remember_grave(owner)
         if owner.leased:
             self._leased[owner.shard] -= 1
             idle = self._idle[owner.identity, owner.shard]
             if lane in idle:
                 idle.remove(lane)
+
+    def _remember_grave(self, owner: Owner) -> None:
+        graves = self._graves.get(owner.node_id)
+        if graves is None or graves.run_id != owner.run_id:
+            graves = self._graves[owner.node_id] = Graves(owner.run_id, set())
+        graves.client_ids.add(owner.client_id)
 
     def retire(self, shard: int, keep: Incarnation | None = None) -> None:
         """The shard has another primary: lanes to the former one take nothing new and end when they are empty."""
@@ -331,6 +353,7 @@ class Lanes:
         made = await self._connect(node, identity)
         owner = Owner(identity, -1, leased=True)
         owner.node_id = made.life.node_id
+        owner.run_id = made.life.run_id
         owner.client_id = made.client_id
         self._leased[-1] += 1
         lane = self.plane.new_lane(-1, owner)

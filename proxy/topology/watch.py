@@ -29,6 +29,7 @@ class NodeWatch:
         self.failure = ""
         self.info: dict[str, str] = {}
         self.life: Life | None = None
+        self.known_run = ""
         self.settings: dict[str, str] = {}
         """``appendonly`` and ``appendfsync``, empty where they cannot be read."""
         self.view: View | None = None

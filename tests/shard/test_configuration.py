@@ -45,6 +45,7 @@ def test_the_cluster_is_set_up_as_the_measurements_ask() -> None:
     [
         (ClusterSettings(aof="off"), {"appendonly": "no"}),
         (ClusterSettings(aof="everysec"), {"appendonly": "yes", "appendfsync": "everysec"}),
+        (ClusterSettings(aof="no"), {"appendonly": "yes", "appendfsync": "no"}),
         (ClusterSettings(snapshot="1h"), {"save": "3600 1"}),
         (ClusterSettings(snapshot="6h"), {"save": "21600 1"}),
         (ClusterSettings(snapshot="12h"), {"save": "43200 1"}),

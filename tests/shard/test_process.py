@@ -16,7 +16,7 @@ from shard.errors import ShardError
 from shard.process import spawn
 
 ROOT = Path(__file__).resolve().parents[2]
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 1000; done"]
+FOREVER = ["/bin/sleep", "1000"]
 
 
 def gone(pid: int) -> bool:
