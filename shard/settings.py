@@ -40,8 +40,8 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Path of the server program; null: valkey-server or redis-server from PATH, else the wheel's. Default null."""
 
     aof: Aof = "always"
-    """Append-only file: fsync before each reply (``always``), once a second (``everysec``), left to the system (``no``),
-    or no file (``off``). Default always."""
+    """Append-only file: fsync before each reply (``always``), once a second (``everysec``), left to the system
+    (``no``), or no file (``off``). Default always."""
 
     snapshot: Snapshot = "off"
     """RDB snapshot every 1, 6 or 12 hours if anything changed. Default off."""

@@ -42,6 +42,7 @@ class Client:
         "_draining",
         "_eof",
         "_fenced",
+        "_gone",
         "_held_out",
         "_mask",
         "_need",
@@ -95,6 +96,7 @@ class Client:
         self._stopped = False
         self._fenced = False
         self._eof = False
+        self._gone = False
         self._draining = False
         self._chunks: list[bytes] = []
         self._buffered = 0
@@ -119,7 +121,7 @@ class Client:
         elif mask & (select.EPOLLHUP | select.EPOLLERR):
             self.close()
         elif mask & select.EPOLLRDHUP:
-            self._end_of_input()
+            self._hung_up()
         if mask & select.EPOLLOUT and not self.closed:
             self._send_rest()
 
@@ -161,7 +163,7 @@ class Client:
         self._buffered += len(data)
         if self._buffered >= self._need:
             self.process()
-        elif self._need > plane.limits.query:
+        if self._need > plane.limits.query and not self.closed:
             self._refuse("closing a client whose request exceeds the query limit")
         if not self.closed:
             self.update_interest()
@@ -190,7 +192,7 @@ class Client:
         self.process()
         if self.closed:
             return
-        if self._eof and self.pending == 0 and not self._stopped:
+        if self._eof and self.pending == 0 and not self._stopped and self._buffered < self._need:
             self._finish()
         else:
             self.update_interest()
@@ -213,6 +215,8 @@ class Client:
         if self.mode is not Mode.PLAIN:
             for index, (slot, _, _) in enumerate(commands):
                 self._hand_over(batch, index, slot)
+                if self.closed:
+                    return
             return
         shard_of_slot = plane.shard_of_slot
         flags = plane.command_flags
@@ -260,7 +264,7 @@ class Client:
             return
         self._barrier = None
         self.plane.control.command(place)
-        if self._eof and self._stopped and not self.closed:
+        if (self._eof or self._gone) and self._stopped and not self.closed:
             self.plane.control.half_closed(self)
 
     def resume(self, mode: Mode) -> None:
@@ -352,12 +356,20 @@ class Client:
             or ((self._stopped or self._fenced) and self._buffered >= UNREAD)
             or (self._buffered >= self._need and self._full())
         )
-        mask = select.EPOLLIN if reading else 0 if self._eof else select.EPOLLRDHUP
+        mask = select.EPOLLIN if reading else 0 if self._eof or self._gone else select.EPOLLRDHUP
         if self._unsent is not None:
             mask |= select.EPOLLOUT
         if mask != self._mask:
             self._mask = mask
             self.plane.epoll.modify(self.fd, mask)
+
+    def _hung_up(self) -> None:
+        """It sends nothing more, but what it sent is not all read yet: that still runs."""
+        self._gone = True
+        if self._stopped and self._barrier is None:
+            self.plane.control.half_closed(self)
+        if not self.closed:
+            self.update_interest()
 
     def _end_of_input(self) -> None:
         """EOF: a half-closed client still gets the replies to what it sent."""

@@ -29,7 +29,7 @@ def test_without_replication_there_are_no_replicas() -> None:
         ({"zones": ["a b"]}, "letters, digits"),
         ({"start_timeout": 0}, "more than 0"),
         ({"appendfsync": "always"}, "unknown field"),
-        ({"aof": "no"}, "Invalid enum value"),
+        ({"aof": "yes"}, "Invalid enum value"),
     ],
 )
 def test_nonsense_is_refused_by_name(settings: dict[str, Any], words: str) -> None:
