@@ -108,7 +108,7 @@ class ConnectionCommands:
 
     def _ping(self, call: Call) -> None:
         if len(call.args) > 2:
-            self.sender.answer(call.request, b"-ERR wrong number of arguments for 'ping' call.command\r\n")
+            self.sender.answer(call.request, b"-ERR wrong number of arguments for 'ping' command\r\n")
             return
         self.sender.answer(call.request, connection.ping(call.session, call.args))
 

@@ -32,7 +32,7 @@ PROTECTED_SETTINGS = (
 LATER = frozenset(
     {
         *(b"subscribe", b"unsubscribe", b"psubscribe", b"punsubscribe", b"ssubscribe", b"sunsubscribe", b"pubsub"),
-        *(b"monitor", b"clusterscan"),
+        *(b"monitor", b"clusterscan", b"script|debug"),
         *(b"acl|setuser", b"acl|deluser", b"acl|list", b"acl|users", b"acl|getuser", b"acl|load", b"acl|save"),
         *(b"acl|log", b"acl|dryrun"),
     }
@@ -60,7 +60,7 @@ class Policy:
                 b"ERR '%s' is refused by the proxy because it could break the cluster behind it; "
                 b"an administrator may allow it (commands.allow)" % command.name.replace(b"|", b" ")
             )
-        if command.name in LATER or (container == b"client" and command.name[7:] not in (*HANDLED, b"help")):
+        if command.name in LATER or container in LATER or (container == b"client" and command.name[7:] not in (*HANDLED, b"help")):
             return not_supported(command)
         if command.name in OF_A_CLUSTER_CLIENT or (container == b"cluster" and command.name not in CLUSTER_ANSWERED):
             return NO_CLUSTER

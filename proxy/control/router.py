@@ -176,7 +176,10 @@ class Router:
         session.last_command = command.name
         short = check_arity(command, args)
         if short is not None:
-            self._refuse(session, request, short)
+            if command.name == b"exec" and session.in_multi and session.transaction is not None:
+                session.transaction.abort(request, short)  # even refused, EXEC ends the transaction
+            else:
+                self._refuse(session, request, short)
             return None
         refusal = self.policy.refusal(command, args)
         if refusal is not None:

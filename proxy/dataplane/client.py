@@ -415,4 +415,4 @@ class Client:
         self._unsent = None
         self._barrier = None
         del plane.clients[self.id]
-        plane.control.closed(self)
+        plane.tell(None, plane.control.closed, self)

@@ -93,7 +93,7 @@ class Lane:
     def hold_back(self, request: Request, frame: bytes) -> None:
         if request.client is not None:
             request.client.fence()
-        self.plane.control.held_back(request, self, frame)
+        self.plane.tell(request.client, self.plane.control.held_back, request, self, frame)
 
     def is_write(self, command_id: int) -> bool:
         return bool(self.plane.command_flags[command_id] & WRITE)
@@ -128,11 +128,10 @@ class Lane:
         assert self.sock is not None
         try:
             count = self.sock.send(data)
-        except BlockingIOError:
+        except OSError:
+            # Full, or broken. Of a broken connection the replies that came before are still to be read, and reading
+            # is what finds its end: a request that was answered is none of unknown outcome.
             count = 0
-        except OSError as error:
-            self.lose(f"send failed: {error.strerror or error}")
-            return
         self.sent += count
         self.plane.counters.shard_bytes_out += count
         if count < len(data):
@@ -193,7 +192,7 @@ class Lane:
         replies = []
         for frame in frames:
             if frame[0] == PUSH:
-                self.plane.control.pushed(self, frame)
+                self.plane.tell(None, self.plane.control.pushed, self, frame)
             else:
                 replies.append(frame)
         return replies
@@ -224,7 +223,7 @@ class Lane:
             return
         lost = self.close()
         self.plane.counters.lane_losses += 1
-        self.plane.control.lane_down(self, lost, reason)
+        self.plane.tell(None, self.plane.control.lane_down, self, lost, reason)
 
     def close(self) -> list[Lost]:
         """Close the lane for good.  What had no reply is returned, in the order it was sent."""

@@ -157,8 +157,10 @@ class DataPlane:
         self.now = time.monotonic()
         self._turning = True
         try:
-            yield
-            self._settle()
+            try:
+                yield
+            finally:
+                self._settle()  # also when a call raised: what was put on lanes before it has to go out
         finally:
             self._turning = False
 
@@ -171,7 +173,7 @@ class DataPlane:
             for lane in lanes:
                 self._guard(lane, lane.flush)
                 if lane.sock is None and self._holds_too_much(lane):
-                    self.control.held_too_much(lane)
+                    self.tell(None, self.control.held_too_much, lane)
             clients, self.dirty_clients = self.dirty_clients, []
             for client in clients:
                 self._guard(client, client.settle)
@@ -191,6 +193,15 @@ class DataPlane:
                 owner.close()
             elif isinstance(owner, Lane):
                 owner.lose("internal error")
+
+    def tell(self, client: Client | None, work: Callable[..., None], *args: Any) -> None:
+        """Call control on behalf of a client: its defect costs that client alone, not the lane it came by."""
+        try:
+            work(*args)
+        except Exception as error:
+            self.control.failed("Control", error)
+            if client is not None:
+                client.close()
 
     def register(self, fd: int, mask: int, handler: Handler) -> None:
         self._handlers[fd] = handler
@@ -247,7 +258,7 @@ class DataPlane:
         client = Client(self, sock, next(self._ids))
         self.clients[client.id] = client
         self.counters.accepted += 1
-        self.control.opened(client)
+        self.tell(client, self.control.opened, client)
 
     # -- control -> data plane -----------------------------------------------------------------------
     def set_commands(self, table: ParseTable, flags: bytes) -> None:

@@ -76,7 +76,7 @@ class Request:
             return at + 1
         if self.write and self.client is not None:
             self.client.wrote(lane)
-        self.answer(frame)
+        lane.plane.tell(self.client, self.answer, frame)
         return at + 1
 
     def waiting(self, lane: Lane) -> list[tuple[Request | None, int]]:
