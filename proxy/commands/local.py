@@ -47,7 +47,7 @@ def cluster_options(command: Callable[P, R]) -> Callable[P, R]:
             click.option(
                 "--appendfsync",
                 type=click.Choice(APPENDFSYNC),
-                help="When writes reach the disk: before the reply, each second, or as the system likes.  [default: always]",
+                help="When writes reach the disk: before the reply, each second, or any time.  [default: always]",
             ),
             click.option(
                 "--config",

@@ -60,7 +60,9 @@ class Policy:
                 b"ERR '%s' is refused by the proxy because it could break the cluster behind it; "
                 b"an administrator may allow it (commands.allow)" % command.name.replace(b"|", b" ")
             )
-        if command.name in LATER or container in LATER or (container == b"client" and command.name[7:] not in (*HANDLED, b"help")):
+        if command.name in LATER or container in LATER:
+            return not_supported(command)
+        if container == b"client" and command.name[7:] not in (*HANDLED, b"help"):
             return not_supported(command)
         if command.name in OF_A_CLUSTER_CLIENT or (container == b"cluster" and command.name not in CLUSTER_ANSWERED):
             return NO_CLUSTER

@@ -176,8 +176,8 @@ class Router:
         session.last_command = command.name
         short = check_arity(command, args)
         if short is not None:
-            if command.name == b"exec" and session.in_multi and session.transaction is not None:
-                session.transaction.abort(request, short)  # even refused, EXEC ends the transaction
+            if command.name == b"exec" and session.transaction is not None:
+                session.transaction.abort(request, short)  # even refused, EXEC ends the transaction and what it watches
             else:
                 self._refuse(session, request, short)
             return None

@@ -152,7 +152,9 @@ class Transaction:
     def _queued_early(self, frame: bytes) -> None:
         """The engine's word on what was answered QUEUED here."""
         if is_error(frame):
-            self.dirty = self.dirty or not frame.startswith(NOT_HERE)
+            # A lost lane refuses nothing: none of it has run, and EXEC finds another lane.
+            lost = self.lane is None or self.lane.closed
+            self.dirty = self.dirty or not (lost or frame.startswith(NOT_HERE))
             self.displaced = True
 
     def refuse(self, request: Request, frame: bytes) -> None:

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import TypeVar
 
 from proxy.codec import key_slot
-from tests.harness import PATIENCE_S
+from tests.harness import PATIENCE_S, until
 from tests.system.wire import Closed, Wire
 
 PACE_S = 0.003  # between two steps of a client, so that two cores have time left for elections
@@ -22,6 +23,9 @@ def tags() -> dict[int, str]:
 
 def tag(slot: int) -> str:
     return "{" + tags()[slot] + "}"
+
+
+Each = TypeVar("Each", bound="Worker")
 
 
 class Worker:
@@ -203,7 +207,7 @@ class Swapper(Worker):
 
 
 @contextmanager
-def load[Each: Worker](url: str, workers: Sequence[Each]) -> Iterator[Sequence[Each]]:
+def load(url: str, workers: Sequence[Each]) -> Iterator[Sequence[Each]]:
     """Runs the workers while the block does; then stops them, and fails if one of them failed."""
     stopping = threading.Event()
     for worker in workers:
@@ -227,17 +231,14 @@ def load[Each: Worker](url: str, workers: Sequence[Each]) -> Iterator[Sequence[E
             worker.wire.close()
 
 
-def go_on(workers: Sequence[Worker], steps: int = 5) -> bool:
-    """Whether each of them finishes that many steps more, within their patience."""
-    from tests.harness import until
+def go_on(workers: Sequence[Worker], steps: int = 5) -> None:
+    """Returns when each of them has finished that many steps more."""
+    marks = {worker: worker.steps + steps for worker in workers}
 
-    marks = [worker.steps + steps for worker in workers]
-    return bool(
-        until(
-            lambda: (
-                all(worker.steps >= mark for worker, mark in zip(workers, marks, strict=True))
-                or any(worker.failure is not None for worker in workers)
-            ),
-            f"{steps} more steps of {[worker for worker in workers if worker.steps < marks[workers.index(worker)]]}",
-        )
-    )
+    def behind() -> list[Worker]:
+        return [worker for worker, mark in marks.items() if worker.steps < mark and worker.failure is None]
+
+    try:
+        until(lambda: not behind(), "")
+    except AssertionError:
+        raise AssertionError(f"no {steps} steps more: {behind()}") from None
