@@ -74,6 +74,7 @@ class Server:
             distrust=self._distrust,
             restamp=lambda shard, tick, generation: self.lanes.restamp(shard, tick, generation),
             shards=self.cluster.serving,
+            ended=self._life_ended,
         )
         self.lanes = Lanes(
             self.plane,
@@ -210,6 +211,12 @@ class Server:
         self.acks.primary_changed(new.index, new.primary.node_id.decode() or None if new.primary is not None else None)
         return True
 
+    def _life_ended(self) -> None:
+        """Lanes of a life that is over take nothing new, even where the slot map shows the same primary as before."""
+        if any(self.lanes.retire_ended()):
+            self.plane.fence_all()
+            self.redirects.routes_changed()
+
     def _lived(self, life: Life) -> None:
         self.acks.incarnations.observe(life)
 
@@ -318,7 +325,7 @@ class Server:
             "moved": redirects["moved"],
             "ask": redirects["ask"],
             "tryagain": redirects["tryagain"],
-            "splits": self.router.sender.counts["splits"],
+            "splits": plane.splits + self.router.sender.counts["splits"],
             "fanouts": self.router.sender.counts["fanouts"],
             "outcome_unknown": redirects["outcome_unknown"],
             "refused": self.router.refused,

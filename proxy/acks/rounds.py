@@ -27,6 +27,9 @@ POLL_FIRST = 0.0002  # seconds; acknowledgments take 0.3 ms on a quiet link
 POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
 KICK_AGAIN = 1.0  # seconds; replicas speak on their own once a second, so this is no more than a reminder
 RETRY = 0.05  # seconds between attempts to reach a shard's primary
+RAISE_AFTER = 0.02  # seconds for which a marker stands before the same lane carries another
+NOT_NOW = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
+"""Errors that say that the node is no primary, or not yet: whoever is will be asked."""
 SAMPLES = 256  # offsets remembered, so that sessions which wait twice keep their threshold
 
 
@@ -103,39 +106,61 @@ class Verdict(NamedTuple):
     """Why the shard's WAITAOF cannot be believed; None when it can."""
 
 
+class Run(Generic[T]):
+    """One call that many share."""
+
+    __slots__ = ("done", "failure", "result")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.result: T | None = None
+        self.failure: Exception | None = None
+
+
 class Shared(Generic[T]):
-    """Many callers, one call: those who come while a run is under way share the next."""
+    """Many callers, one call: those who come while a run is under way share the next.
+
+    The runs belong to :meth:`serve`: a caller that goes away takes nobody's run, nor its connection, along.
+    """
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
         self._work = work
-        self._lock = trio.Lock()
-        self._begun = 0
-        self._last: tuple[int, T | None, Exception | None] = (0, None, None)
+        self._next: Run[T] | None = None
+        self._wanted = trio.Event()
+
+    async def serve(self) -> None:
+        """Run what is asked for, for ever."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            while self._next is not None:
+                run, self._next = self._next, None
+                try:
+                    run.result = await self._work()
+                except Exception as error:
+                    run.failure = error
+                run.done.set()
 
     async def fresh(self) -> T:
         """The result of a run that began after this call.  Raises what the run raised."""
-        wanted = self._begun + 1
-        async with self._lock:
-            if self._last[0] < wanted:
-                self._begun += 1
-                number = self._begun
-                try:
-                    self._last = (number, await self._work(), None)
-                except Exception as error:
-                    self._last = (number, None, error)
-            _, result, failure = self._last
-        if failure is not None:
-            raise failure
-        return result  # type: ignore[return-value]
+        if self._next is None:
+            self._next = Run()
+            self._wanted.set()
+        run = self._next
+        await run.done.wait()
+        if run.failure is not None:
+            raise run.failure
+        return run.result  # type: ignore[return-value]
 
 
 class MarkerRound:
     """A marker on its way to the replicas' disks, and those who wait for it."""
 
-    __slots__ = ("connection", "waiters")
+    __slots__ = ("connection", "primary", "waiters")
 
-    def __init__(self, connection: ControlConnection) -> None:
+    def __init__(self, connection: ControlConnection, primary: Primary) -> None:
         self.connection = connection
+        self.primary = primary
         self.waiters: list[Waiter] = []
 
 
@@ -208,6 +233,7 @@ class ShardRounds:
         self._marked: list[MarkerRound] = []
         self._wanted = trio.Event()
         self._marking_wanted = trio.Event()
+        self._lane_freed = trio.Event()
         self._poke = trio.Event()
         self._looked = trio.Event()
         self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
@@ -248,7 +274,8 @@ class ShardRounds:
         self._marking_wanted.set()
 
     def leave(self, waiter: Waiter) -> None:
-        """The waiter is gone or done."""
+        """The waiter is gone or done.  One that is just being put behind a marker stands in no list: ``done`` tells."""
+        waiter.done = True
         for waiters in (self._waiting, self._unmarked, self._unwritten, *(r.waiters for r in self._marked)):
             if waiter in waiters:
                 waiters.remove(waiter)
@@ -272,6 +299,8 @@ class ShardRounds:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_offsets)
             nursery.start_soon(self._run_markers, nursery)
+            nursery.start_soon(self._verify.serve)
+            nursery.start_soon(self._verify_fsync.serve)
 
     async def _run_offsets(self) -> None:
         while True:
@@ -334,54 +363,87 @@ class ShardRounds:
         primary = await self._reach()
         await self._refuse_without_aof(primary)
         if self._unwritten:
-            unmarked = MarkerRound(primary.main)
-            unmarked.waiters, self._unwritten = self._unwritten, []
-            self._marked.append(unmarked)
-            nursery.start_soon(self._watch, primary, unmarked)
+            await self._look_unmarked(primary, nursery)
         if not self._unmarked:
             return
         round_, fresh = await self._round(primary)
         waiters, self._unmarked = self._unmarked, []
         self._advance()
         try:
-            await round_.connection.call("FUNCTION", "RESTORE", MARKER)
-        except ReplyError as error:
-            for waiter in waiters:
-                waiter.fail(MarkerRefused(str(error)))
-            waiters = []
+            await self._put_marker(round_, waiters)
         except BaseException:
-            self._unmarked = waiters + self._unmarked
+            self._unmarked = _staying(waiters) + self._unmarked
             if fresh:
                 round_.connection.abort()
                 primary.lanes -= 1
             raise
-        round_.waiters += waiters
+        if not fresh and round_ not in self._marked:
+            # It ended while the marker was on its way, and its lane may be somebody else's by now.
+            self._unmarked = _staying(waiters) + self._unmarked
+            self._marking_wanted.set()
+            return
+        round_.waiters += _staying(waiters)
         if fresh:
             self._marked.append(round_)
             nursery.start_soon(self._watch, primary, round_)
 
+    async def _look_unmarked(self, primary: Primary, nursery: trio.Nursery) -> None:
+        """Who wrote nothing needs no marker; all of them share one round, on the connection that never writes."""
+        waiters, self._unwritten = self._unwritten, []
+        try:
+            local, count = await primary.main.call("WAITAOF", 0, 0, 0)
+        except BaseException:
+            self._unwritten = _staying(waiters) + self._unwritten
+            raise
+        waiters = [waiter for waiter in waiters if not waiter.see(count, local)]
+        if not waiters:
+            return
+        present = next((round_ for round_ in self._marked if round_.connection is primary.main), None)
+        if present is not None:
+            present.waiters += waiters
+            return
+        unmarked = MarkerRound(primary.main, primary)
+        unmarked.waiters = waiters
+        self._marked.append(unmarked)
+        nursery.start_soon(self._watch, primary, unmarked)
+
+    async def _put_marker(self, round_: MarkerRound, waiters: list[Waiter]) -> None:
+        """Raise the lane's own write offset past every write answered so far."""
+        try:
+            await round_.connection.call("FUNCTION", "RESTORE", MARKER)
+        except ReplyError as error:
+            if error.code in NOT_NOW:
+                raise ConnectionLost(str(error)) from None
+            for waiter in waiters:
+                waiter.fail(MarkerRefused(str(error)))
+
     async def _refuse_without_aof(self, primary: Primary) -> None:
         """A shard without AOF refuses numlocal 1 in the engine's own words; the error wins over numbers."""
-        local = [waiter for waiter in (*self._unmarked, *self._unwritten) if waiter.want_local]
-        if not local:
+        if not any(waiter.want_local for waiter in (*self._unmarked, *self._unwritten)):
             return
         try:
             await primary.main.call("WAITAOF", 1, 0, 1)
         except ReplyError as error:
-            for waiter in local:
+            if error.code in NOT_NOW:
+                raise ConnectionLost(str(error)) from None
+            for waiter in [each for each in (*self._unmarked, *self._unwritten) if each.want_local]:
                 self.leave(waiter)
                 waiter.fail(error)
 
     async def _round(self, primary: Primary) -> tuple[MarkerRound, bool]:
         """A lane for a new marker; with none left the newest round's marker is raised, never the oldest's."""
+        if not primary.free and primary.lanes >= MARKER_LANES:
+            # Raised without pause, the newest round would outrun the acknowledgments its waiters need.
+            with trio.move_on_after(RAISE_AFTER):
+                await self._lane_freed.wait()
         if primary.free:
-            return MarkerRound(primary.free.pop()), True
-        mine = [round_ for round_ in self._marked if round_.connection is not primary.main]
+            return MarkerRound(primary.free.pop(), primary), True
+        mine = [each for each in self._marked if each.primary is primary and each.connection is not primary.main]
         if primary.lanes >= MARKER_LANES and mine:
             return mine[-1], False
         primary.lanes += 1
         try:
-            return MarkerRound(await self._connect()), True
+            return MarkerRound(await self._connect(), primary), True
         except BaseException:
             primary.lanes -= 1
             raise
@@ -402,7 +464,7 @@ class ShardRounds:
         except (ConnectionLost, ReplyError):
             round_.connection.abort()
             # The connection's write offset is lost with it: those who wait need another marker.
-            (self._unwritten if round_.connection is primary.main else self._unmarked).extend(round_.waiters)
+            (self._unwritten if round_.connection is primary.main else self._unmarked).extend(_staying(round_.waiters))
             round_.waiters = []
             self._marking_wanted.set()
         finally:
@@ -414,6 +476,8 @@ class ShardRounds:
             round_.connection.abort()
         else:
             primary.free.append(round_.connection)
+        self._lane_freed.set()
+        self._lane_freed = trio.Event()
 
     async def _kick(self, primary: Primary) -> None:
         async with self._kicking:
@@ -468,8 +532,14 @@ class ShardRounds:
 
 
 def _satisfied(waiter: Waiter, acknowledged: list[int]) -> bool:
-    threshold = waiter.threshold or 0
-    return waiter.see(sum(1 for offset in acknowledged if offset >= threshold))
+    threshold = waiter.threshold
+    if threshold is None and not waiter.done:
+        return False  # it joined while the look was under way: no offset has been sampled for it yet
+    return waiter.see(sum(1 for offset in acknowledged if offset >= (threshold or 0)))
+
+
+def _staying(waiters: list[Waiter]) -> list[Waiter]:
+    return [waiter for waiter in waiters if not waiter.done]
 
 
 def _text(value: Any) -> str:

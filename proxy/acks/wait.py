@@ -57,7 +57,8 @@ class Acks:
 
     ``connect(shard)`` opens a connection to a shard's present primary; ``distrust(shard, primary)`` tells
     why its WAITAOF cannot be believed (None: it can); ``restamp(shard, tick, generation)`` has the lanes of
-    a shard stamp writes anew; ``shards()`` are the indexes of today's shards.
+    a shard stamp writes anew; ``shards()`` are the indexes of today's shards; ``ended()`` is called when a life
+    has ended, so that its lanes take nothing new.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class Acks:
         distrust: Callable[[int, Primary], Awaitable[str | None]],
         restamp: Callable[[int, int, int], None],
         shards: Callable[[], Sequence[int]],
+        ended: Callable[[], None],
     ) -> None:
         self.incarnations = Incarnations(self.lives_changed)
+        self._ended = ended
         self.shards = shards
         self.open = 0
         self._connect = connect
@@ -130,6 +133,7 @@ class Acks:
         """A life has ended: sessions blocked in WAIT look again."""
         self._changed.set()
         self._changed = trio.Event()
+        self._ended()
 
     def check_lives(self, writer: Writer) -> None:
         """Raises ``Unconfirmed`` when a life that took a write of the session is known to have ended."""
@@ -161,12 +165,14 @@ class Acks:
         async def watch() -> None:
             nonlocal ended
             while not ended:
-                await self._changed.wait()
+                changed = self._changed
                 try:
                     self.check_lives(writer)
                 except Unconfirmed:
                     ended = True
                     asking.cancel()
+                else:
+                    await changed.wait()
 
         counts: list[Counts] = []
         failure: Exception | None = None
@@ -206,7 +212,9 @@ class Question:
         self.memory = memory
         self.asked = asked
         self.everywhere = False
-        self.deadline = math.inf if asked.timeout is None else trio.current_time() + asked.timeout
+        nothing = asked.replicas <= 0 and not asked.local
+        patience = min(asked.timeout or math.inf, PROOF if nothing else math.inf)
+        self.deadline = trio.current_time() + patience  # who asks for no copy never blocks, whatever the timeout
 
     @property
     def late(self) -> bool:
@@ -254,14 +262,19 @@ class Question:
         """Every shard for all it has; None when slots moved or lives ended in between."""
         shards = self.acks.shards()
         before = await self._verdicts(shards)
+        for shard in before.keys() & self.writer.writes.keys():
+            self._same_life(shard, before[shard])
         ticks = {shard: self.acks.of(shard).tick for shard in shards}
         counts = await self._read(shards, everywhere=True)
-        if any(verdict.moving for verdict in before.values()):
+        moving = any(verdict.moving for verdict in before.values())
+        if moving:
             again = await self._read(shards, everywhere=True)
             counts = {shard: least((counts[shard], again[shard])) for shard in shards}
         after = await self._verdicts([shard for shard in shards if counts[shard] != NOTHING])
         if list(shards) != list(self.acks.shards()):
             return None
+        if not moving and any(verdict.moving for verdict in after.values()):
+            return None  # a key may have left a shard before its count and reached another behind its count
         for shard in shards:
             if counts[shard] == NOTHING:
                 continue

@@ -12,10 +12,10 @@ from proxy.codec.reply import bulk_value, elements, is_error
 from proxy.control.call import Call, Handler, Step
 from proxy.control.connection import ConnectionCommands
 from proxy.control.policy import DANGEROUS, LATER, Policy, not_supported
-from proxy.control.sending import Sender
+from proxy.control.sending import Sender, unsure
 from proxy.control.transactions import TransactionCommands
 from proxy.dataplane import BARRIER, READONLY, WRITE, Client, Mode, Request
-from proxy.routing import Command, CommandTable, Split, check_arity, first_slot, lookup_error, split
+from proxy.routing import Command, CommandTable, Split, check_arity, first_slot, lookup_error, split, splitter
 from proxy.sessions.connection import BEFORE_AUTH, NOAUTH
 from proxy.sessions.session import Session
 from proxy.topology.lanes import Identity
@@ -74,7 +74,9 @@ class Router:
             flags[command.id] = (WRITE if command.counts_as_write else 0) | (READONLY if command.is_readonly else 0)
             if command.id in parse.barriers:
                 flags[command.id] |= BARRIER
-        self.plane.set_commands(parse, bytes(flags))
+        ways = {command.id: splitter(command, unsure) for command in table}
+        splitters = {command_id: way for command_id, way in ways.items() if way is not None}
+        self.plane.set_commands(parse, bytes(flags), splitters)
         self.connection.unauthenticated = parse.with_limits(self._limits._replace(unauthenticated=True))
         self.log.info("command table", commands=len(table))
 

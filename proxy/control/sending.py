@@ -116,7 +116,7 @@ class Sender(Places):
     def split(self, session: Session, request: Request, taken: Split) -> None:
         """A multi-key command: a part for each slot, one send for each lane."""
         self.counts["splits"] += 1
-        join = Join(len(taken.parts), lambda frames: self.answer(request, taken.join(frames, _unsure(frames))))
+        join = Join(len(taken.parts), lambda frames: self.answer(request, taken.join(frames, unsure(frames))))
         with self.plane.turn():
             for at, part in enumerate(taken.parts):
                 self._send_part(session, request, part, join.part(at))
@@ -258,6 +258,6 @@ class Sender(Places):
         return shard.index if shard is not None else None
 
 
-def _unsure(frames: Sequence[bytes]) -> list[int]:
+def unsure(frames: Sequence[bytes]) -> list[int]:
     """Which parts of a split may have been executed although they answered an error."""
     return [at for at, frame in enumerate(frames) if frame == UNKNOWN]

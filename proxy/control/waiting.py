@@ -33,7 +33,6 @@ class WaitCommands:
         async def wait() -> None:
             started = trio.current_time()
             result: WaitResult = "gone"
-            call.session.waiting = True
             try:
                 frame = await self.acks.wait(call.session.client, call.session.memory, asked)
                 result = _wait_result(frame, asked.local, asked.replicas)
@@ -47,6 +46,7 @@ class WaitCommands:
                 call.session.waiting = False
                 self._observe("waitaof" if asked.fsync else "wait", result, trio.current_time() - started)
 
+        call.session.waiting = True  # now, not when the task runs: EOF may be read before that
         return wait()
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from proxy.codec import BROKEN, LARGE, ParseTable, RequestState, parse_requests
+from proxy.codec import BROKEN, CONTROL, LARGE, ParseTable, RequestState, parse_requests
 from proxy.codec.reply import error
 from proxy.dataplane.contract import BARRIER, WRITE, Mode
-from proxy.dataplane.requests import SENT, Batch, Place, Run
+from proxy.dataplane.requests import SENT, Batch, Joined, Place, Run
 
 if TYPE_CHECKING:
     from proxy.dataplane.lane import Lane
@@ -133,12 +133,6 @@ class Client:
         else:
             stamps[1] = lane.stamp
 
-    def answered(self, count: int) -> None:
-        self.pending -= count
-        if not self.dirty:
-            self.dirty = True
-            self.plane.dirty_clients.append(self)
-
     def fence(self) -> None:
         """Nothing more of this client is dispatched until all it sent so far is answered."""
         if self.pending:
@@ -218,11 +212,18 @@ class Client:
                 if self.closed:
                     return
             return
+        self._route(batch)
+
+    def _route(self, batch: Batch) -> None:
+        """Put the plain commands of a batch on their lanes; split what is to be split, hand over the rest."""
+        plane = self.plane
         shard_of_slot = plane.shard_of_slot
         flags = plane.command_flags
         lanes = self.lanes
-        for index, (slot, command_id, raw) in enumerate(commands):
+        for index, (slot, command_id, raw) in enumerate(batch.commands):
             if slot < 0:
+                if slot == CONTROL and command_id in plane.splitters and self._split(batch, index):
+                    continue
                 self._hand_over(batch, index, slot)
                 if self.mode is not Mode.PLAIN or self.closed:
                     return  # only a barrier changes the mode, and a barrier is a batch's last command
@@ -238,6 +239,16 @@ class Client:
                 run.write = True
             run.indexes.append(index)
             lane.out.append(raw)
+
+    def _split(self, batch: Batch, index: int) -> bool:
+        """Send a multi-key command as parts by slot; False: that is for control to do."""
+        _, command_id, raw = batch.commands[index]
+        taken = self.plane.splitters[command_id](raw)
+        if taken is None:
+            return False
+        self.plane.counters.splits += 1
+        self._route(Joined(Place(batch, index, False), taken))
+        return True
 
     def _hand_over(self, batch: Batch, index: int, slot: int) -> None:
         """Give one command to control: at once, or at its turn if it is a barrier."""
@@ -374,7 +385,9 @@ class Client:
     def _end_of_input(self) -> None:
         """EOF: a half-closed client still gets the replies to what it sent."""
         self._eof = True
-        if self.pending == 0 and self._unsent is None:
+        # dirty: replies that came in this very turn are yet to be sent; the rest may run in this turn yet.
+        rest = self.pending or self.dirty or self._unsent is not None or self._buffered >= self._need
+        if not (rest or self._stopped):
             self.close()
             return
         if self._stopped and self._barrier is None:

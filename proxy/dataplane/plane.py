@@ -15,7 +15,7 @@ import errno
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from proxy.codec import ParseTable
 from proxy.dataplane.client import Client
 from proxy.dataplane.contract import Control, Limits, Lost, Mode
 from proxy.dataplane.lane import Lane
-from proxy.dataplane.requests import Request, Skip, Submitted
+from proxy.dataplane.requests import Request, Skip, Splitter, Submitted
 
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
 ACCEPTS = 64  # connections taken in one go, so that a storm of them leaves the others their turn
@@ -53,6 +53,7 @@ class Counters:
         "refused",
         "shard_bytes_in",
         "shard_bytes_out",
+        "splits",
     )
 
     def __init__(self) -> None:
@@ -64,6 +65,7 @@ class Counters:
         self.shard_bytes_in = 0
         self.shard_bytes_out = 0
         self.lane_losses = 0
+        self.splits = 0
         self.protocol_errors = 0
 
 
@@ -117,6 +119,7 @@ class DataPlane:
         self.listeners: list[Listener] = []
         self.table = ParseTable((), CodecLimits())
         self.command_flags: bytes = b"\0"
+        self.splitters: Mapping[int, Splitter] = {}
         self.shard_of_slot: list[int] = [NO_SHARD] * SLOTS
         self.no_lanes = [Lane(self, NO_SHARD)]
         self.dirty_lanes: list[Lane] = []
@@ -261,10 +264,12 @@ class DataPlane:
         self.tell(client, self.control.opened, client)
 
     # -- control -> data plane -----------------------------------------------------------------------
-    def set_commands(self, table: ParseTable, flags: bytes) -> None:
-        """Swap the parse table and the flags of its command ids (bits of ``contract``)."""
+    def set_commands(self, table: ParseTable, flags: bytes, splitters: Mapping[int, Splitter] | None = None) -> None:
+        """Swap the parse table, the flags of its command ids (bits of ``contract``) and, by command id, the
+        functions that take multi-key commands apart."""
         self.table = table
         self.command_flags = flags
+        self.splitters = splitters or {}
 
     def set_routes(self, shard_of_slot: list[int]) -> None:
         """Swap slot -> shard index.  Clients with commands under way are fenced: their order stays whole."""

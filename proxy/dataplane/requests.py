@@ -8,12 +8,17 @@ only when control has to deal with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from proxy.dataplane.client import Client
     from proxy.dataplane.lane import Lane
+
+Taken = tuple[list[tuple[int, int, bytes]], Callable[[Sequence[bytes]], bytes]]
+"""A command taken apart: its parts as (slot, command id, raw), and what makes one reply of theirs."""
+Splitter = Callable[[bytes], "Taken | None"]
+"""Takes a raw request apart; None: it is not for the data plane to split (control deals with it)."""
 
 MINUS = 0x2D  # b"-"
 SENT = b""  # stands in a batch for a reply that was passed on, so that its bytes are not kept
@@ -37,8 +42,32 @@ class Batch:
         if self.replies[index] is not None:
             return  # answered before: the first answer stands
         self.replies[index] = frame
-        self.missing -= 1
-        self.client.answered(1)
+        self.answered(1)
+
+    def answered(self, count: int) -> None:
+        """So many replies more are in."""
+        self.missing -= count
+        client = self.client
+        client.pending -= count
+        if not client.dirty:
+            client.dirty = True
+            client.plane.dirty_clients.append(client)
+
+
+class Joined(Batch):
+    """The parts of one command that was split over slots: once all replies are in, they are joined into one."""
+
+    __slots__ = ("join", "place")
+
+    def __init__(self, place: Place, taken: Taken) -> None:
+        parts, self.join = taken
+        super().__init__(place.batch.client, parts, place.born)
+        self.place = place
+
+    def answered(self, count: int) -> None:
+        self.missing -= count
+        if not self.missing:
+            self.place.answer(self.join(self.replies))  # type: ignore[arg-type]
 
 
 class Request:
@@ -166,8 +195,7 @@ class Run:
         if taken:
             if self.write:
                 batch.client.wrote(lane)
-            batch.missing -= taken
-            batch.client.answered(taken)
+            batch.answered(taken)
         return end
 
     def request(self, index: int, lane: Lane) -> Place:

@@ -26,6 +26,7 @@ from proxy.routing.merges import MERGES, choose_shard
 from proxy.routing.scan import DONE, BadCursor, Cursor, NotServed, Scan, Step, agreed_ranges
 from proxy.routing.slot_map import NO_SHARD, SLOTS, Node, Shard, SlotMap, View, choose_view
 from proxy.routing.split import Part, Split, split
+from proxy.routing.splitter import splitter
 
 __all__ = [
     "DONE",
@@ -63,6 +64,7 @@ __all__ = [
     "shard_sections",
     "slots_of",
     "split",
+    "splitter",
     "unknown_command_error",
     "unknown_subcommand_error",
     "wrong_arity_error",

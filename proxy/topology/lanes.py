@@ -303,6 +303,18 @@ class Lanes:
                 lanes[shard] = self.plane.new_lane(shard, Owner(owner.identity, shard, leased=False))
         self.wake(shard)
 
+    def retire_ended(self) -> list[int]:
+        """Retire what belongs to a life that has ended; the shards that had such lanes."""
+        shards = [
+            shard
+            for shard, lanes in list(self._connected.items())
+            if shard >= 0 and any(_outlived(lane.owner) for lane in lanes)
+        ]
+        for shard in shards:
+            present = (lane.owner.incarnation for lane in self._connected[shard])
+            self.retire(shard, keep=next((life for life in present if life is not None and not life.ended), None))
+        return shards
+
     def close(self, lane: Lane) -> list[Lost]:
         """Close a lane that is not wanted any more; its unanswered requests."""
         self._forget(lane)
@@ -379,3 +391,7 @@ class Lanes:
             return
         for lost in self.close(lane):
             lost.request.answer(b"-ERR the connection to the shard was closed\r\n")
+
+
+def _outlived(owner: Owner) -> bool:
+    return owner.retiring_since is None and owner.incarnation is not None and owner.incarnation.ended

@@ -13,8 +13,23 @@ from proxy.settings import TimeoutSettings
 from proxy.topology.cluster import Cluster
 from proxy.topology.lanes import Lanes, Owner
 
-WATCHED = (b"-MOVED ", b"-ASK ", b"-TRYAGAIN ", b"-CLUSTERDOWN ", b"-LOADING ", b"-READONLY ", b"-MASTERDOWN ")
-"""Replies that say "not here" or "not now" and prove that nothing was executed."""
+WATCHED = (
+    b"-MOVED ",
+    b"-ASK ",
+    b"-TRYAGAIN Multiple keys request",
+    b"-CLUSTERDOWN The cluster is down",
+    b"-CLUSTERDOWN Hash slot not served",
+    b"-LOADING Valkey is loading",
+    b"-LOADING Redis is loading",
+    b"-READONLY You can't write against a read only replica",
+    b"-READONLY Can not run script with write flag on readonly replica",
+    b"-MASTERDOWN Link with MASTER is down",
+)
+"""Replies that say "not here" or "not now" and prove that nothing was executed.
+
+In the engine's own words (server.c: createSharedObjects, cluster.c: clusterRedirectClient), not by their first word
+alone: a script may return any error it likes behind what it wrote, and would be run again.
+"""
 IN_A_SCRIPT = b" script: "
 """The engine appends this to errors raised within a script, which may have written before it failed."""
 REDIRECTIONS = 16  # followed for one command at once, as cluster clients do; then it is tried more slowly
@@ -61,15 +76,18 @@ class Redirects:
     def held_back(self, request: Request, lane: Lane, frame: bytes) -> None:
         """Follow a redirection, or try again a little later."""
         owner: Owner = lane.owner
-        if owner.leased or request.sticks or IN_A_SCRIPT in frame:
+        words = frame[1:-2].split(b" ")
+        of_a_script = IN_A_SCRIPT in frame or (words[0] in (b"MOVED", b"ASK") and len(words) != 3)
+        if owner.leased or request.sticks or of_a_script:
+            if request.write and request.client is not None:
+                request.client.wrote(lane)  # it may have written before it failed
             self.plane.answer(request, frame)
             return
         request.attempts += 1
-        words = frame[1:-2].split(b" ")
-        if words[0] == b"MOVED" and len(words) == 3:
+        if words[0] == b"MOVED":
             self.counts["moved"] += 1
             self._moved(request, lane, words, frame)
-        elif words[0] == b"ASK" and len(words) == 3:
+        elif words[0] == b"ASK":
             self.counts["ask"] += 1
             self._ask(request, lane, words, frame)
         else:
@@ -232,10 +250,9 @@ class Redirects:
     def _end_retiring(self) -> None:
         for lane in list(self.lanes.retiring):
             owner: Owner = lane.owner
-            if owner.leased:
-                continue  # the session that has it gives it back
             if not lane.fifo:
-                self.lanes.close(lane)
+                if not owner.leased:  # the session that has one gives it back
+                    self.lanes.close(lane)
             elif not self._answers(owner.node_id):
                 lane.lose("its node does not answer and has a successor")
 

@@ -24,6 +24,7 @@ from proxy.dataplane import BARRIER, READONLY, WRITE, Client, DataPlane, Lane, L
 PATIENCE_S = 20
 SHARDS = 3
 WATCHED = (b"-MOVED ", b"-ASK ")
+DEFAULTS = Limits()
 
 COMMANDS = {
     b"get": (1, PLAIN, READONLY),
@@ -230,7 +231,7 @@ class Peer:
 class Bench:
     """A plane with three shards whose lanes the test serves itself."""
 
-    def __init__(self, drive: Driver, limits: Limits = Limits(), **more: Any) -> None:
+    def __init__(self, drive: Driver, limits: Limits = DEFAULTS, **more: Any) -> None:
         self.drive = drive
         self.notes = Notes()
         self.plane = self.notes.plane = DataPlane(self.notes, limits=limits, watched=WATCHED, **more)

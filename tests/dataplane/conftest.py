@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.dataplane import Limits
-from tests.dataplane.bench import Bench, Driver, by_polling, by_trio
+from tests.dataplane.bench import DEFAULTS, Bench, Driver, by_polling, by_trio
 
 
 @pytest.fixture(params=[by_polling, by_trio], ids=["polling", "trio"])
@@ -23,7 +23,7 @@ def make(driver: Driver) -> Iterator[Callable[..., Bench]]:
     """A bench with limits of the test's own."""
     with ExitStack() as stack:
 
-        def made(limits: Limits = Limits(), **more: Any) -> Bench:
+        def made(limits: Limits = DEFAULTS, **more: Any) -> Bench:
             bench = Bench(driver, limits, **more)
             stack.callback(bench.close)
             return bench

