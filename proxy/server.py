@@ -213,7 +213,7 @@ class Server:
 
     def _life_ended(self) -> None:
         """Lanes of a life that is over take nothing new, even where the slot map shows the same primary as before."""
-        if any(self.lanes.retire_ended()):
+        if self.lanes.retire_ended():
             self.plane.fence_all()
             self.redirects.routes_changed()
 

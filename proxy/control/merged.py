@@ -1,4 +1,4 @@
-"""RANDOMKEY, SCAN and INFO: answers that take several steps, or more than the shards' replies."""
+"""RANDOMKEY, SCAN, INFO, SCRIPT KILL: answers that take several steps, or more than the shards' replies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 import trio
 
 from proxy.codec import encode_request
-from proxy.codec.reply import array, bulk, bulk_value, decode, elements, integer_value, is_error, verbatim
+from proxy.codec.reply import OK, array, bulk, bulk_value, decode, elements, error, integer_value, is_error, verbatim
 from proxy.control.call import Call, Handler
 from proxy.control.sending import NOT_SERVED, Sender
 from proxy.control.versions import numbers
@@ -21,6 +21,7 @@ from proxy.routing import (
     Scan,
     Shard,
     ShardFigures,
+    aggregate,
     agreed_ranges,
     choose_shard,
     merge_info,
@@ -30,6 +31,7 @@ from proxy.routing.slot_map import Ranges
 from proxy.sessions.session import Session
 from proxy.sessions.transaction import NOT_HERE
 from proxy.topology.lanes import Owner
+from shard.client import ConnectionLost, ReplyError
 
 SCAN_RETRY = 0.02  # seconds before a SCAN whose slot is not served is tried again
 
@@ -48,6 +50,8 @@ class MergedCommands:
             b"scan": self._scan,
             b"randomkey": self._randomkey,
             b"info": self._info,
+            b"script|kill": self._kill,
+            b"function|kill": self._kill,
         }
 
     async def _randomkey(self, call: Call) -> None:
@@ -131,6 +135,29 @@ class MergedCommands:
             return incarnation.run_id.encode() if incarnation is not None else b""
 
         return life
+
+    async def _kill(self, call: Call) -> None:
+        """SCRIPT KILL and FUNCTION KILL, on connections of their own: every lane may stand behind what is to be killed."""
+        shards = self.cluster.serving()
+        frames: list[bytes] = [NOT_SERVED] * max(len(shards), 1)
+
+        async def one(at: int, shard: int) -> None:
+            node = self.cluster.primary(shard)
+            if node is None:
+                return
+            try:
+                async with await self.cluster.connect(node.host, node.port) as connection:
+                    await connection.call(*call.args)
+                    frames[at] = OK
+            except ReplyError as refused:
+                frames[at] = error(str(refused))
+            except ConnectionLost as problem:
+                frames[at] = error(f"ERR node {node.host}:{node.port} could not be reached ({problem}): try again")
+
+        async with trio.open_nursery() as nursery:
+            for at, shard in enumerate(shards):
+                nursery.start_soon(one, at, shard)
+        self.sender.answer(call.request, aggregate(call.command, call.args, frames, call.session.protocol))
 
     def _info(self, call: Call) -> None:
         names = call.args[1:]

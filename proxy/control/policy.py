@@ -39,6 +39,9 @@ LATER = frozenset(
 )
 """What has no right answer yet gets an error that says so."""
 
+STREAM_OPTIONS = {b"group": 2, b"count": 1, b"claim": 1}
+"""How many values follow an option of XREAD and XREADGROUP; all others stand alone."""
+
 NO_CLUSTER = b"-ERR This instance has cluster support disabled\r\n"
 CLUSTER_ANSWERED = frozenset({b"cluster|keyslot", b"cluster|help", b"cluster|slot-stats"})
 OF_A_CLUSTER_CLIENT = frozenset({b"readonly", b"readwrite", b"asking"})
@@ -87,10 +90,17 @@ def not_supported(command: Command) -> bytes:
 
 
 def _blocks(command: Command, args: Sequence[bytes]) -> bool:
-    """Whether this call may block: XREAD and XREADGROUP only with BLOCK in front of their keys."""
+    """Whether this call may block: XREAD and XREADGROUP only with the option BLOCK.
+
+    The options are read as the engine reads them (t_stream.c: xreadCommand): in any order, each with its values,
+    which may be called anything, up to STREAMS.
+    """
     if command.name not in (b"xread", b"xreadgroup"):
         return True
-    words = [arg.lower() for arg in args[1:]]
-    options = words[: words.index(b"streams")] if b"streams" in words else words
-    start = 3 if command.name == b"xreadgroup" else 0  # behind GROUP, which a group may also be called
-    return b"block" in options[start:]
+    at = 1
+    while at < len(args):
+        option = args[at].lower()
+        if option in (b"block", b"streams"):
+            return option == b"block"
+        at += 1 + STREAM_OPTIONS.get(option, 0)
+    return False

@@ -15,7 +15,19 @@ from proxy.control.policy import DANGEROUS, LATER, Policy, not_supported
 from proxy.control.sending import Sender, unsure
 from proxy.control.transactions import TransactionCommands
 from proxy.dataplane import BARRIER, READONLY, WRITE, Client, Mode, Request
-from proxy.routing import Command, CommandTable, Split, check_arity, first_slot, lookup_error, split, splitter
+from proxy.routing import (
+    Command,
+    CommandTable,
+    Split,
+    check_arity,
+    extract,
+    first_slot,
+    lookup_error,
+    slots_of,
+    split,
+    splitter,
+)
+from proxy.routing.guard import CROSSSLOT, UNCHECKED, guarded
 from proxy.sessions.connection import BEFORE_AUTH, NOAUTH
 from proxy.sessions.session import Session
 from proxy.topology.lanes import Identity
@@ -25,7 +37,7 @@ BARRIERS = frozenset(
     {
         *(b"auth", b"hello", b"reset", b"quit", b"select"),
         *(b"multi", b"exec", b"discard", b"watch", b"unwatch"),
-        *(b"wait", b"waitaof", b"scan", b"randomkey"),
+        *(b"wait", b"waitaof", b"scan", b"randomkey", b"script", b"function"),
     }
 )
 """Commands that change how the session's next one travels, or take several steps of their own."""
@@ -176,6 +188,9 @@ class Router:
             self._refuse(session, request, lookup_error(self.table, args))
             return None
         session.last_command = command.name
+        # The parser knows containers only: whether FUNCTION LOAD or XGROUP CREATE writes, its subcommand tells.
+        request.command_id = command.id
+        request.write = command.counts_as_write
         short = check_arity(command, args)
         if short is not None:
             if command.name == b"exec" and session.transaction is not None:
@@ -189,6 +204,8 @@ class Router:
             self._refuse(session, request, refusal)
             return None
         call = Call(session, request, args, command)
+        if command.name in UNCHECKED and not self._guard(call):
+            return None
         if session.in_multi:
             return self.transactions.within(call)
         handler = self._handlers.get(command.name)
@@ -199,6 +216,16 @@ class Router:
             session.transaction.refuse(request, frame)
         else:
             self.sender.answer(request, frame)
+
+    def _guard(self, call: Call) -> bool:
+        """Give a call whose slots the engine does not check a form that it does; False: its keys may not be split."""
+        if not call.session.in_multi and split(call.command, call.args) is not None:
+            return True
+        if len(slots_of(extract(call.command, call.args), call.args)) > 1:
+            self._refuse(call.session, call.request, CROSSSLOT)
+            return False
+        call.request.raw = guarded(call.command, call.args)
+        return True
 
     def _by_policy(self, call: Call) -> Step | None:
         policy = call.command.request_policy

@@ -173,8 +173,10 @@ class Sender(Places):
             except (ConnectionLost, ReplyError) as problem:
                 frames[at] = error(f"ERR node {node.host}:{node.port} could not be reached ({problem}); try again")
                 return
-            frames[at] = await self.ask(call.session, lane, call.request.raw, pinned=True)
-            self.lanes.release(lane, clean=False)
+            try:
+                frames[at] = await self.ask(call.session, lane, call.request.raw, pinned=True)
+            finally:  # also when the client goes meanwhile
+                self.lanes.release(lane, clean=False)
 
         async with trio.open_nursery() as nursery:
             for at, shard in enumerate(shards):

@@ -186,8 +186,9 @@ class Client:
         self.process()
         if self.closed:
             return
-        if self._eof and self.pending == 0 and not self._stopped and self._buffered < self._need:
-            self._finish()
+        waits = self.pending or self.dirty or self._stopped or self._unsent is not None  # dirty: replies to be sent yet
+        if self._eof and not waits and self._buffered < self._need:
+            self.close()
         else:
             self.update_interest()
 

@@ -67,7 +67,10 @@ class Joined(Batch):
     def answered(self, count: int) -> None:
         self.missing -= count
         if not self.missing:
-            self.place.answer(self.join(self.replies))  # type: ignore[arg-type]
+            self.client.plane.tell(self.client, self._answer)
+
+    def _answer(self) -> None:
+        self.place.answer(self.join(self.replies))  # type: ignore[arg-type]
 
 
 class Request:
@@ -187,6 +190,7 @@ class Run:
             index = indexes[pos]
             pos += 1
             if frame[0] == MINUS and lane.watches(frame):
+                self.pos = pos  # first, so that whoever is told finds the run as it is behind this reply
                 lane.hold_back(self.request(index, lane), frame)
                 continue
             replies[index] = frame

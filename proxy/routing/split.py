@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from proxy.codec import encode_request, key_slot
+from proxy.codec import key_slot
 from proxy.codec.reply import array, elements, error, is_error
 from proxy.routing.aggregate import POLICIES
 from proxy.routing.command_table import Command, wrong_arity_error
+from proxy.routing.guard import guarded
 from proxy.routing.key_specs import span
 
 MULTI_SHARD = b"multi_shard"
@@ -122,7 +123,7 @@ def split(command: Command, args: Sequence[bytes]) -> Split | bytes | None:
         if count_at is not None:
             head[count_at] = b"%d" % len(positions)
         body = [args[places[at] + offset] for at in positions for offset in range(spec.keystep)]
-        parts.append(Part(slot, encode_request([*head, *body, *tail]), tuple(positions)))
+        parts.append(Part(slot, guarded(command, [*head, *body, *tail]), tuple(positions)))
     return Split(command, tuple(args[at] for at in places), tuple(parts))
 
 

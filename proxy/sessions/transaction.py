@@ -86,6 +86,10 @@ class Transaction:
             return
         lane = self.lane
         assert lane is not None
+        if lane.closed:
+            # What was watched is not any more: EXEC will say so, and until then nothing has to be sent.
+            self._answer(request, OK)
+            return
 
         def replied(frame: bytes) -> None:
             if frame.startswith(NOT_HERE) and not self.watching and attempts < 16 and not lane.closed:
@@ -115,6 +119,8 @@ class Transaction:
         self.write = self.write or command.counts_as_write
         if slot is not None and self.slot is not None and slot != self.slot:
             self.crossed = True
+        if self.lane is not None and self.lane.closed:
+            self.displaced = True  # it was lost while nothing was under way on it
         if self.crossed or self.displaced or (slot is None and self.lane is None):
             self.queued.append(request.raw)
             self._answer(request, QUEUED)
@@ -270,13 +276,15 @@ class Transaction:
         requests = [*([ASKING] if asking else []), MULTI, *self.queued]
         count = len(requests) + 1
         was_up = lane.attached
-        with self.plane.turn():
-            for raw in requests:
-                self._send(lane, raw, replied)
-            self.plane.submit(lane, EXEC, replied, client=self.session.client, write=self.write, pinned=True)
-        await done.wait()
-        lost = lane.closed
-        self.lanes.release(lane, clean=not lost)
+        try:
+            with self.plane.turn():
+                for raw in requests:
+                    self._send(lane, raw, replied)
+                self.plane.submit(lane, EXEC, replied, client=self.session.client, write=self.write, pinned=True)
+            await done.wait()
+        finally:  # also when the client goes meanwhile
+            lost = lane.closed
+            self.lanes.release(lane, clean=done.is_set())
         not_here = next((frame for frame in frames if frame.startswith(NOT_HERE)), None)
         if lost and not was_up and not lane.sent:
             return b"-CLUSTERDOWN the shard cannot be reached\r\n", lane
@@ -285,6 +293,8 @@ class Transaction:
     # -- the lane ---------------------------------------------------------------------------------------------
     def _lease(self, slot: int, request: Request) -> bool:
         """Have the lane for ``slot``; False: there is none and the request was answered so."""
+        if self.lane is not None and self.lane.closed and not self.watching and not self.begun:
+            self.lane = None  # nothing was lost with it
         if self.lane is not None:
             self.slot = slot if self.slot is None else self.slot
             return True

