@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first call makes. ARGS= is handed to the command behind a target:
 #   make up ARGS="--port 7000 --shards 4"      make test ARGS="tests/cli -k ready"
 .DEFAULT_GOAL := help
-.PHONY: help up test lint clean
+.PHONY: help up test lint clean bench profile
 ARGS ?=
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml proxy/__init__.py
@@ -9,6 +9,8 @@ SOURCES := pyproject.toml proxy/__init__.py
 help:
 	@echo "make up     install what is needed, run a cluster with the proxy in front of it, until Ctrl-C"
 	@echo "make test   run the tests"
+	@echo "make bench  measure it next to other proxies, ten minutes; QUICK=1 two, WORKLOAD=A-get one workload alone"
+	@echo "make profile WORKLOAD=A-get  show where its time goes under that load"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make clean  remove .venv and caches (never the data in .ackgate)"
 
@@ -17,6 +19,13 @@ up: .venv/installed
 
 test: .venv/installed-dev
 	@exec .venv/bin/python -m pytest $(ARGS)
+
+# WORKLOAD=A-get measures that one alone (several: WORKLOAD="A-get F-mget"), QUICK=1 all of them in two minutes.
+bench: .venv/installed-bench
+	@exec .venv/bin/python -m tests.bench run $(if $(QUICK),--quick) $(WORKLOAD) $(ARGS)
+
+profile: .venv/installed-bench
+	@exec .venv/bin/python -m tests.bench profile $(or $(WORKLOAD),A-get) $(ARGS)
 
 lint: .venv/installed-dev
 	@.venv/bin/ruff check .
@@ -49,6 +58,11 @@ lint: .venv/installed-dev
 .venv/installed-dev: $(SOURCES) | .venv/bin/python
 	@echo "installing ackgate and what its tests need into .venv ..."
 	@$(PIP) install --editable '.[dev]'
+	@touch .venv/installed $@
+
+.venv/installed-bench: $(SOURCES) | .venv/bin/python
+	@echo "installing ackgate and what its benchmark needs into .venv ..."
+	@$(PIP) install --editable '.[bench]'
 	@touch .venv/installed $@
 
 clean:

@@ -32,10 +32,11 @@ from proxy.settings import ProxySettings, split_address
 from proxy.topology.cluster import Cluster
 from proxy.topology.lanes import Lanes
 from proxy.topology.redirects import WATCHED, Redirects
-from shard.client import ConnectionLost, ControlConnection, Credentials, format_address
+from shard.client import ConnectionLost, ControlConnection, Credentials, ReplyError, format_address
 
 TURNS = 8  # turns of the data plane per wake of its trio task, while there is something to do
 ACCEPT_AGAIN = 0.1  # seconds without accepting after the process ran out of descriptors
+SAY_AGAIN = 60.0  # seconds before it is said again that it has run out of them
 READY_LOOK = 0.02  # seconds between two looks whether every shard answers, while starting
 SPARE_FILES = 1024  # descriptors kept for lanes, control connections, logs and the admin port
 IDLE_LOOK = 1.0  # seconds between two looks for idle clients
@@ -67,6 +68,7 @@ class Server:
             changed=self._map_changed,
             lived=self._lived,
             restarted=lambda: self.router.refresh(),
+            moving=lambda: self.redirects.unsettle(),
             amiss=lambda: not self.ready,
         )
         self.acks = Acks(
@@ -86,7 +88,14 @@ class Server:
             stamp=self.acks.stamp,
             trouble=self.cluster.hint,
         )
-        self.redirects = Redirects(self.plane, self.cluster, self.lanes, timeouts, lost_write=self._lost_write)
+        self.redirects = Redirects(
+            self.plane,
+            self.cluster,
+            self.lanes,
+            timeouts,
+            lost_write=self._lost_write,
+            one_by_one=lambda on: self.router.one_by_one(on),
+        )
         patience = timeouts.hold
         sender = Sender(self.plane, self.cluster, self.lanes, settings.lanes.large_request)
         connection = ConnectionCommands(sender, Doorkeeper(_password(settings.auth.password_file)))
@@ -105,6 +114,7 @@ class Server:
         )
         self._accept_again = trio.Event()
         self._slow_clients = 0
+        self._say_again = 0.0
 
     # -- running -------------------------------------------------------------------------------------
     async def run(self, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> None:
@@ -141,7 +151,9 @@ class Server:
         while True:
             await trio.lowlevel.wait_readable(descriptor)
             for _ in range(TURNS):
-                if not self.plane.run_once():
+                busy = self.plane.run_once()
+                self.redirects.flush()
+                if not busy:
                     break
 
     async def _begin_accepting(self, listener: socket.socket) -> None:
@@ -213,6 +225,7 @@ class Server:
 
     def _life_ended(self) -> None:
         """Lanes of a life that is over take nothing new, even where the slot map shows the same primary as before."""
+        self.cluster.hint()
         if self.lanes.retire_ended():
             self.plane.fence_all()
             self.redirects.routes_changed()
@@ -224,7 +237,11 @@ class Server:
         node = self.cluster.primary(shard)
         if node is None:
             raise ConnectionLost("the shard has no primary")
-        return await self.cluster.connect(node.host, node.port)
+        try:
+            return await self.cluster.connect(node.host, node.port)
+        except ConnectionLost:
+            self.cluster.hint()
+            raise
 
     async def _distrust(self, index: int, primary: Primary) -> str | None:
         """Why a shard's WAITAOF cannot be believed: acknowledged before the fsync, or settings that cannot be read."""
@@ -233,9 +250,12 @@ class Server:
         shard = self.cluster.shard(index)
         if shard is None:
             return None
-        settings = await primary.main.call("CONFIG", "GET", "append*")
-        fields = dict(zip(settings[::2], settings[1::2], strict=True))
         address = primary.main.address
+        try:
+            settings = await primary.main.call("CONFIG", "GET", "append*")
+        except ReplyError:
+            return _unread(shard, address)
+        fields = dict(zip(settings[::2], settings[1::2], strict=True))
         if _acknowledges_early(primary.engine, primary.version, fields[b"appendonly"], fields[b"appendfsync"]):
             return _untrusted(shard, address, primary.engine, primary.version)
         for replica in shard.replicas:
@@ -244,7 +264,7 @@ class Server:
             if watch is None or not watch.settings:
                 if watch is not None and not watch.alive:
                     continue  # a replica that cannot be reached is not counted by the primary for long either
-                return f"ERR WAITAOF: the settings of {name} (shard {shard.id.decode()}) are unknown; allow CONFIG GET"
+                return _unread(shard, name)
             fsync = watch.settings.get("appendfsync", "").encode()
             if _acknowledges_early(watch.engine, watch.version, watch.settings.get("appendonly", "").encode(), fsync):
                 return _untrusted(shard, name, watch.engine, watch.version)
@@ -281,8 +301,12 @@ class Server:
         """Nothing has been subscribed to on a lane, so there is nobody to pass a push to."""
 
     def accept_failed(self, error: OSError) -> None:
-        self.log.error("cannot accept clients", reason=error.strerror, cure="raise the limit on open files (ulimit -n)")
         self._accept_again.set()
+        now = time.monotonic()
+        if now >= self._say_again:
+            self._say_again = now + SAY_AGAIN
+            cure = "raise the limit on open files (ulimit -n)"
+            self.log.error("cannot accept clients", reason=error.strerror, cure=cure)
 
     def refused(self, client: Client, why: str) -> None:
         self._slow_clients += 1
@@ -446,6 +470,10 @@ def _acknowledges_early(engine: str, version: str, appendonly: bytes, appendfsyn
         return False
     numbers = tuple(int(word) for word in version.split(".") if word.isdigit())
     return engine != "redis" or numbers < FIRST_FIXED_REDIS
+
+
+def _unread(shard: Shard, node: str) -> str:
+    return f"ERR WAITAOF: the settings of {node} (shard {shard.id.decode()}) are unknown; allow CONFIG GET"
 
 
 def _untrusted(shard: Shard, node: str, engine: str, version: str) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import trio
 
-from proxy.acks.incarnation import Incarnation, Incarnations, Life, own_slots, parse_info
+from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Incarnations, Life, own_slots, parse_info
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 
 MARKER = bytes.fromhex("0a005d9b5c400f7fa2da")
@@ -38,6 +39,10 @@ T = TypeVar("T")
 
 class MarkerRefused(Exception):
     """The shard did not take the marker (OOM, NOREPLICAS, NOPERM ...): what is fsynced cannot be known."""
+
+
+class Demoted(ConnectionLost):
+    """The node says itself that it is no primary any more."""
 
 
 class Gate:
@@ -180,10 +185,10 @@ class Primary:
         self.lanes = 0
 
     async def look(self) -> tuple[int, list[int]]:
-        """The stream's offset and what each online replica acknowledged.  ``ConnectionLost`` when demoted."""
+        """The stream's offset and what each online replica acknowledged.  Raises ``Demoted``, ``ConnectionLost``."""
         role = await self.main.call("ROLE")
         if role[0] != b"master":
-            raise ConnectionLost("the node is not a primary any more")
+            raise Demoted("the node is not a primary any more")
         return int(role[1]), [int(replica[2]) for replica in role[2]]
 
     async def kick(self) -> None:
@@ -323,7 +328,8 @@ class ShardRounds:
             if unsampled:
                 self._advance()
             tick = self.tick
-            offset, acknowledged = await primary.look()
+            with self._ending(primary):
+                offset, acknowledged = await primary.look()
             if unsampled:
                 self._samples.append((tick, offset))
                 for waiter in unsampled:
@@ -340,6 +346,15 @@ class ShardRounds:
             with trio.move_on_after(delay):
                 await self._poke.wait()
             delay = min(delay * 2, POLL_LONGEST)
+
+    @contextmanager
+    def _ending(self, primary: Primary) -> Iterator[None]:
+        """A primary that says it is none any more has ended its life: those who wait hear it at once."""
+        try:
+            yield
+        except Demoted:
+            self._incarnations.observe(Life(primary.node_id, primary.run_id, "slave", "", NO_SECOND_ID))
+            raise
 
     def _advance(self) -> None:
         """Begin a new tick: replies read from now on are not covered by the offset about to be sampled."""
@@ -361,7 +376,7 @@ class ShardRounds:
     async def _mark(self, nursery: trio.Nursery) -> None:
         """Put everyone who waits for a marker behind one."""
         primary = await self._reach()
-        await self._refuse_without_aof(primary)
+        await self._refuse_without_aof(primary, lambda: [*self._unmarked, *self._unwritten])
         if self._unwritten:
             await self._look_unmarked(primary, nursery)
         if not self._unmarked:
@@ -370,7 +385,8 @@ class ShardRounds:
         waiters, self._unmarked = self._unmarked, []
         self._advance()
         try:
-            await self._put_marker(round_, waiters)
+            with self._ending(primary):
+                await self._put_marker(round_, waiters)
         except BaseException:
             self._unmarked = _staying(waiters) + self._unmarked
             if fresh:
@@ -413,20 +429,24 @@ class ShardRounds:
             await round_.connection.call("FUNCTION", "RESTORE", MARKER)
         except ReplyError as error:
             if error.code in NOT_NOW:
-                raise ConnectionLost(str(error)) from None
+                raise (Demoted if error.code == "READONLY" else ConnectionLost)(str(error)) from None
+            refused = MarkerRefused(
+                f"ERR WAITAOF cannot be answered: {round_.connection.address} refused the marker that asks what is "
+                f"fsynced ({str(error).rstrip('.')}); cure that, or use WAIT"
+            )
             for waiter in waiters:
-                waiter.fail(MarkerRefused(str(error)))
+                waiter.fail(refused)
 
-    async def _refuse_without_aof(self, primary: Primary) -> None:
+    async def _refuse_without_aof(self, primary: Primary, waiting: Callable[[], list[Waiter]]) -> None:
         """A shard without AOF refuses numlocal 1 in the engine's own words; the error wins over numbers."""
-        if not any(waiter.want_local for waiter in (*self._unmarked, *self._unwritten)):
+        if not any(waiter.want_local for waiter in waiting()):
             return
         try:
             await primary.main.call("WAITAOF", 1, 0, 1)
         except ReplyError as error:
             if error.code in NOT_NOW:
                 raise ConnectionLost(str(error)) from None
-            for waiter in [each for each in (*self._unmarked, *self._unwritten) if each.want_local]:
+            for waiter in [each for each in waiting() if each.want_local]:
                 self.leave(waiter)
                 waiter.fail(error)
 
@@ -455,6 +475,8 @@ class ShardRounds:
             while round_.waiters:
                 local, count = await round_.connection.call("WAITAOF", 0, 0, 0)
                 round_.waiters = [waiter for waiter in round_.waiters if not waiter.see(count, local)]
+                if not local:
+                    await self._refuse_without_aof(primary, lambda: round_.waiters)  # it may be switched off meanwhile
                 if not round_.waiters:
                     break
                 # An acknowledgment given before the fsync is stale, so it has to be asked for anew.

@@ -29,6 +29,10 @@ The contract of the two hot functions (whatever language they are written in)
 - `state.missing` >= 1: so many further bytes must at least arrive before a call can achieve anything. It is exact for
   an unfinished bulk (its rest and CRLF), so a caller may collect the pieces of a large value and join them once; it
   is 1 while a line is unfinished.
+- `state.set_aside() -> (cut, state)`: the first `cut` bytes of the unfinished request will not be looked at again. A
+  caller may keep them elsewhere, so that a request of very many arguments is not copied again with every piece that
+  arrives: it then passes buffer[consumed + cut:] with the state returned here, and puts what it kept in front of the
+  first command's raw. (A BROKEN one's is a message: nothing belongs in front of it.)
 - The result does not depend on where the input was split.
 
 `frame_replies(buffer, state=None) -> (frames, consumed, state)`
@@ -36,7 +40,7 @@ The contract of the two hot functions (whatever language they are written in)
 - `frames` are complete replies as received, RESP2 or RESP3, never decoded. An attribute ('|') and the reply behind it
   are one frame. A push ('>') is a frame of its own. Nesting of any depth works without a stack. Streamed types ($?,
   *?) do not exist: no engine sends them.
-- `consumed`, `state`, `missing`: as above.
+- `consumed`, `state`, `missing`: as above; `state.set_aside(size)` too, with the size of buffer[consumed:].
 - Raises FramingError (a ValueError) for what is not RESP: close that connection. Its `frames` are the replies in
   front of the garbage. It is raised as soon as the type byte or length is seen to be wrong. The text of lines
   (numbers, booleans) is not looked at.

@@ -62,6 +62,14 @@ class RequestState(NamedTuple):
     """Length of the unfinished bulk, -1 while its length line is unfinished."""
     entry: NameEntry
     slot: int
+    ahead: int = 0
+    """Bytes of the request that were set aside; offsets count from behind them."""
+
+    def set_aside(self) -> tuple[int, "RequestState"]:
+        """How many of the unfinished request's bytes will not be looked at again, and the state without them."""
+        cut = self.position
+        searched = max(0, self.searched - cut)
+        return cut, self._replace(position=0, searched=searched, ahead=self.ahead + cut)
 
 
 class ReplyState(NamedTuple):
@@ -75,6 +83,11 @@ class ReplyState(NamedTuple):
     """The unfinished line has no CRLF before this offset."""
     remaining: int
     """Items still to come before the reply is whole."""
+
+    def set_aside(self, size: int) -> tuple[int, "ReplyState"]:
+        """How many of the unfinished reply's ``size`` bytes will not be looked at again, and the state without them."""
+        cut = max(0, min(self.position, size) - 2)  # the CRLF in front of where it goes on is looked at
+        return cut, self._replace(position=self.position - cut, searched=max(0, self.searched - cut))
 
 
 def parse_requests(
@@ -187,7 +200,7 @@ def _parse_arguments(
     buffer: bytes, start: int, table: ParseTable, state: RequestState
 ) -> tuple[Command | None, int, RequestState | None]:
     """Go on with the bulks of a request from where `state` stands."""
-    _, position, searched, remaining, index, length, entry, slot = state
+    _, position, searched, remaining, index, length, entry, slot, ahead = state
     position += start
     searched += start
     size = len(buffer)
@@ -206,7 +219,7 @@ def _parse_arguments(
                 if line_end < 0:
                     position -= start
                     searched = _searched(buffer, start)
-                    return None, start, RequestState(1, position, searched, remaining, index, -1, entry, slot)
+                    return None, start, RequestState(1, position, searched, remaining, index, -1, entry, slot, ahead)
                 length = _number(buffer[position + 1 : line_end], -1)
                 begin = line_end + 2
             if not 0 <= length <= max_bulk:
@@ -215,7 +228,8 @@ def _parse_arguments(
         end = position + length
         if size < end + 2:
             position -= start
-            return None, start, RequestState(end + 2 - size, position, 0, remaining, index, length, entry, slot)
+            missing = end + 2 - size
+            return None, start, RequestState(missing, position, 0, remaining, index, length, entry, slot, ahead)
         if buffer[end] != 13 or buffer[end + 1] != 10:
             return _broken(buffer, "invalid CRLF in request")
         if index == 0:
@@ -227,11 +241,11 @@ def _parse_arguments(
         length = -1
         index += 1
         remaining -= 1
-    return _finish(buffer[start:position], entry, slot, table), position, None
+    return _finish(buffer[start:position], entry, slot, table, ahead), position, None
 
 
-def _finish(raw: bytes, entry: NameEntry, slot: int, table: ParseTable) -> Command:
-    if len(raw) > table.limits.large_request and entry[2] != BARRIER:
+def _finish(raw: bytes, entry: NameEntry, slot: int, table: ParseTable, ahead: int = 0) -> Command:
+    if ahead + len(raw) > table.limits.large_request and entry[2] != BARRIER:
         slot = LARGE
     return slot, entry[0], raw
 

@@ -35,6 +35,8 @@ class ConnectionCommands:
             b"ping": self._ping,
             b"echo": self._echo,
             b"role": self._role,
+            b"readonly": self._where_to_read,
+            b"readwrite": self._where_to_read,
             b"acl|whoami": self._whoami,
             **{b"client|" + name: self._client for name in clients.HANDLED},
         }
@@ -118,6 +120,10 @@ class ConnectionCommands:
     def _role(self, call: Call) -> None:
         """To its clients the proxy is a primary without replicas of its own."""
         self.sender.answer(call.request, array([bulk(b"master"), integer(0), array([])]))
+
+    def _where_to_read(self, call: Call) -> None:
+        """READONLY, READWRITE: leave to read from a replica, which is not made use of (Valkey, standalone: OK, too)."""
+        self.sender.answer(call.request, OK)
 
     def _client(self, call: Call) -> None:
         self.sender.answer(call.request, clients.client(call.session, list(self.sessions.values()), call.args))

@@ -137,7 +137,7 @@ class MergedCommands:
         return life
 
     async def _kill(self, call: Call) -> None:
-        """SCRIPT KILL and FUNCTION KILL, on connections of their own: every lane may stand behind what is to be killed."""
+        """SCRIPT KILL and FUNCTION KILL, on connections of their own: a lane may stand behind what is to be killed."""
         shards = self.cluster.serving()
         frames: list[bytes] = [NOT_SERVED] * max(len(shards), 1)
 
@@ -146,8 +146,9 @@ class MergedCommands:
             if node is None:
                 return
             try:
-                async with await self.cluster.connect(node.host, node.port) as connection:
-                    await connection.call(*call.args)
+                async with await self.cluster.connect(node.host, node.port, name=None) as connection:
+                    # Until the script counts as slow (busy-reply-threshold) the node reads nothing.
+                    await connection.call(*call.args, timeout=self.patience)
                     frames[at] = OK
             except ReplyError as refused:
                 frames[at] = error(str(refused))

@@ -44,7 +44,7 @@ STREAM_OPTIONS = {b"group": 2, b"count": 1, b"claim": 1}
 
 NO_CLUSTER = b"-ERR This instance has cluster support disabled\r\n"
 CLUSTER_ANSWERED = frozenset({b"cluster|keyslot", b"cluster|help", b"cluster|slot-stats"})
-OF_A_CLUSTER_CLIENT = frozenset({b"readonly", b"readwrite", b"asking"})
+OF_A_CLUSTER_CLIENT = frozenset({b"asking"})
 
 
 class Policy:

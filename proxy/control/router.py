@@ -27,7 +27,7 @@ from proxy.routing import (
     split,
     splitter,
 )
-from proxy.routing.guard import CROSSSLOT, UNCHECKED, guarded
+from proxy.routing.guard import CROSSSLOT, MOST_WORDS, TOO_LARGE, UNCHECKED, guarded
 from proxy.sessions.connection import BEFORE_AUTH, NOAUTH
 from proxy.sessions.session import Session
 from proxy.topology.lanes import Identity
@@ -69,6 +69,7 @@ class Router:
         self._limits = limits
         self._nursery: trio.Nursery | None = None
         self._refresh = trio.Event()
+        self._one_by_one = False
         self._handlers: dict[bytes, Handler] = {name: way for family in families for name, way in family.items()}
         self.transactions = TransactionCommands(sender, connection, frozenset(self._handlers), patience)
         self._handlers |= self.transactions.handlers
@@ -78,19 +79,32 @@ class Router:
         if table.digest == self.table.digest:
             return
         self.table = table
+        self._prepare()
+        self.log.info("command table", commands=len(table))
+
+    def _prepare(self) -> None:
+        """Have the data plane go by the table."""
+        table = self.table
         barriers = {command.name.partition(b"|")[0] for command in table if self._takes_steps(command)} | BARRIERS
         overrides = {name.partition(b"|")[0] for name in (*self._handlers, *DANGEROUS, *LATER)}
+        if self._one_by_one:
+            # Barriers all: nothing of a client is sent behind a command that may have to be sent again.
+            barriers |= {command.name.partition(b"|")[0] for command in table if command.has_many_keys}
         parse = table.parse_table(barriers, overrides, self._limits)
-        flags = bytearray(len(table) + 1)
+        flags = bytearray(max(command.id for command in table) + 1)
         for command in table:
             flags[command.id] = (WRITE if command.counts_as_write else 0) | (READONLY if command.is_readonly else 0)
             if command.id in parse.barriers:
                 flags[command.id] |= BARRIER
-        ways = {command.id: splitter(command, unsure) for command in table}
+        ways = {command.id: splitter(command, unsure) for command in table if command.id not in parse.barriers}
         splitters = {command_id: way for command_id, way in ways.items() if way is not None}
         self.plane.set_commands(parse, bytes(flags), splitters)
         self.connection.unauthenticated = parse.with_limits(self._limits._replace(unauthenticated=True))
-        self.log.info("command table", commands=len(table))
+
+    def one_by_one(self, on: bool) -> None:
+        """Whether a client's next command waits for the reply to one of several keys."""
+        self._one_by_one = on
+        self._prepare()
 
     @staticmethod
     def _takes_steps(command: Command) -> bool:
@@ -121,7 +135,7 @@ class Router:
             try:
                 node = await self.cluster.connect(watch.host, watch.port)
                 async with node:
-                    self.learn(CommandTable.from_reply(await node.call("COMMAND")))
+                    self.learn(CommandTable.from_reply(await node.call("COMMAND"), self.table))
                     return
             except (ConnectionLost, ReplyError, ValueError) as problem:
                 self.log.warning("COMMAND could not be read", node=f"{watch.host}:{watch.port}", reason=str(problem))
@@ -223,6 +237,9 @@ class Router:
             return True
         if len(slots_of(extract(call.command, call.args), call.args)) > 1:
             self._refuse(call.session, call.request, CROSSSLOT)
+            return False
+        if len(call.args) > MOST_WORDS:
+            self._refuse(call.session, call.request, TOO_LARGE)
             return False
         call.request.raw = guarded(call.command, call.args)
         return True

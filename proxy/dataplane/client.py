@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RECEIVE = 64 * 1024  # bytes per read; an unfinished large value is read in larger pieces
 RECEIVE_LARGE = 1 << 20
+SET_ASIDE = 64 * 1024  # bytes scanned of an unfinished request above which they are not copied with every read
 UNREAD = 64 * 1024  # bytes kept of a client that stands behind a barrier before it is not read any more
 SLOW = 1 << 20  # bytes of replies waiting for a client above which it is not read
 
@@ -36,6 +37,8 @@ class Client:
     """See the module.  ``session`` is control's; everything else is the data plane's own."""
 
     __slots__ = (
+        "_ahead",
+        "_ahead_bytes",
         "_barrier",
         "_buffered",
         "_chunks",
@@ -98,6 +101,8 @@ class Client:
         self._eof = False
         self._gone = False
         self._draining = False
+        self._ahead: list[bytes] = []
+        self._ahead_bytes = 0
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._need = 1
@@ -157,7 +162,7 @@ class Client:
         self._buffered += len(data)
         if self._buffered >= self._need:
             self.process()
-        if self._need > plane.limits.query and not self.closed:
+        if self._ahead_bytes + self._need > plane.limits.query and not self.closed:
             self._refuse("closing a client whose request exceeds the query limit")
         if not self.closed:
             self.update_interest()
@@ -170,6 +175,13 @@ class Client:
             buffer = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
             commands, consumed, state = parse_requests(buffer, self.table or self.plane.table, self._state)
             rest = buffer[consumed:] if consumed else buffer
+            if self._ahead and commands:
+                consumed += self._complete(commands)
+            if state is not None and state.position >= SET_ASIDE:
+                cut, state = state.set_aside()
+                self._ahead.append(rest[:cut])
+                self._ahead_bytes += cut
+                rest = rest[cut:]
             self._chunks = [rest] if rest else []
             self._buffered = len(rest)
             self._state = state
@@ -178,6 +190,16 @@ class Client:
                 return
             self.pending_bytes += consumed
             self._dispatch(commands)
+
+    def _complete(self, commands: list[tuple[int, int, bytes]]) -> int:
+        """Put what was set aside in front of the first command; its size."""
+        slot, command_id, raw = commands[0]
+        if slot != BROKEN:
+            commands[0] = slot, command_id, b"".join([*self._ahead, raw])
+        size = self._ahead_bytes
+        self._ahead = []
+        self._ahead_bytes = 0
+        return size
 
     def advance(self) -> None:
         """Go on with what arrived while the client was stopped, fenced or full."""
@@ -400,6 +422,7 @@ class Client:
         """Close once what is under way was answered and sent; nothing more is read."""
         self._draining = True
         self._chunks = []
+        self._ahead = []
         self._buffered = 0
         if not self.dirty:
             self.dirty = True
@@ -426,6 +449,7 @@ class Client:
         self.batches.clear()
         self.out = []
         self._chunks = []
+        self._ahead = []
         self._unsent = None
         self._barrier = None
         del plane.clients[self.id]

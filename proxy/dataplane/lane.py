@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.codec import FramingError, ReplyState, frame_replies
 from proxy.dataplane.contract import WRITE, Handed, Lost
-from proxy.dataplane.requests import Entry, Request, Run
+from proxy.dataplane.requests import Entry, Request, Run, Skip
 
 if TYPE_CHECKING:
+    from proxy.dataplane.client import Client
     from proxy.dataplane.plane import DataPlane
 
 RECEIVE = 256 * 1024  # bytes; a lane serves many clients, so one call may bring many replies
+SET_ASIDE = 64 * 1024  # bytes scanned of an unfinished reply above which they are not copied with every read
 PUSH = 0x3E  # b">"
 
 
@@ -26,6 +28,7 @@ class Lane:
     """See the module.  ``owner`` and ``stamp`` are control's."""
 
     __slots__ = (
+        "_ahead",
         "_buffered",
         "_chunks",
         "_mask",
@@ -43,6 +46,7 @@ class Lane:
         "pushes",
         "sent",
         "shard",
+        "since",
         "sock",
         "stamp",
         "tail",
@@ -56,6 +60,8 @@ class Lane:
         self.owner = owner
         self.stamp: Any = None
         """What is remembered of a write answered on this lane (acks: incarnation, tick, ...)."""
+        self.since = 0.0
+        """When it was connected: what is parked before that keeps no shard waiting."""
         self.sock: socket.socket | None = None
         self.fd = -1
         self.closed = False
@@ -72,6 +78,7 @@ class Lane:
         """Bytes the kernel has taken."""
         self._unsent: memoryview | None = None
         self._mask = 0
+        self._ahead: list[bytes] = []
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._need = 1
@@ -98,10 +105,30 @@ class Lane:
     def is_write(self, command_id: int) -> bool:
         return bool(self.plane.command_flags[command_id] & WRITE)
 
+    def behind(self, request: Request) -> list[tuple[int, int]]:
+        """(slot, command id) of what its client has here behind ``request``, whose reply is being looked at."""
+        found: list[tuple[int, int]] = []
+        for entry in self.fifo:
+            if isinstance(entry, Run):
+                if entry.batch.client is request.client:
+                    found += entry.behind(request)
+            elif isinstance(entry, Request) and entry.client is request.client:
+                found.append((entry.slot, entry.command_id))
+        return found
+
+    def clients(self) -> set[Client | None]:
+        """Who waits for replies here."""
+        return {
+            entry.batch.client if isinstance(entry, Run) else entry.client
+            for entry in self.fifo
+            if not isinstance(entry, Skip)
+        }
+
     # -- socket ------------------------------------------------------------------------------
     def attach(self, sock: socket.socket, stamp: Any, pushes: bool) -> None:
         """Give the lane its connected, non-blocking socket; what was parked is sent."""
         self.sock = sock
+        self.since = self.plane.now
         self.fd = sock.fileno()
         self.stamp = stamp
         self.pushes = pushes
@@ -113,6 +140,8 @@ class Lane:
     def flush(self) -> None:
         """Hand to the kernel what was put on the lane in this turn, in one send."""
         self.dirty = False
+        if self.closed:
+            return  # its descriptor may be somebody else's by now
         if self.sock is None:
             self.held_bytes = sum(map(len, self.out))
             return
@@ -176,10 +205,16 @@ class Lane:
         try:
             frames, consumed, state = frame_replies(buffer, self._state)
         except FramingError as error:
-            self._deliver(error.frames)
+            self._complete(error.frames)
+            self._deliver(self._without_pushes(error.frames) if self.pushes else error.frames)
             self.lose(f"not a Redis reply: {error}")
             return
+        self._complete(frames)
         rest = buffer[consumed:]
+        if state is not None and state.position >= SET_ASIDE:
+            cut, state = state.set_aside(len(rest))
+            self._ahead.append(rest[:cut])
+            rest = rest[cut:]
         self._chunks = [rest] if rest else []
         self._buffered = len(rest)
         self._state = state
@@ -187,6 +222,12 @@ class Lane:
         if self.pushes:
             frames = self._without_pushes(frames)
         self._deliver(frames)
+
+    def _complete(self, frames: list[bytes]) -> None:
+        """Put what was set aside in front of the first reply."""
+        if frames and self._ahead:
+            frames[0] = b"".join([*self._ahead, frames[0]])
+            self._ahead = []
 
     def _without_pushes(self, frames: list[bytes]) -> list[bytes]:
         replies = []
@@ -238,6 +279,7 @@ class Lane:
         self.out = []
         self._unsent = None
         self._chunks = []
+        self._ahead = []
         self.held_bytes = 0
         return lost
 

@@ -24,11 +24,12 @@ from proxy.codec import ParseTable
 from proxy.dataplane.client import Client
 from proxy.dataplane.contract import Control, Limits, Lost, Mode
 from proxy.dataplane.lane import Lane
-from proxy.dataplane.requests import Request, Skip, Splitter, Submitted
+from proxy.dataplane.requests import Request, Run, Skip, Splitter, Submitted
 
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
 ACCEPTS = 64  # connections taken in one go, so that a storm of them leaves the others their turn
 TOO_MANY = b"-ERR max number of clients reached\r\n"
+MAX_KEEPALIVE = 32767  # seconds; the kernel refuses more (tcp.h: MAX_TCP_KEEPIDLE)
 SLOTS = 16384
 NO_SHARD = -1  # the index of the lane that stands for "no shard serves this slot"
 
@@ -256,8 +257,9 @@ class DataPlane:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.keepalive:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, self.keepalive // 3))
+                idle = min(self.keepalive, MAX_KEEPALIVE)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 3))
         client = Client(self, sock, next(self._ids))
         self.clients[client.id] = client
         self.counters.accepted += 1
@@ -308,6 +310,26 @@ class DataPlane:
         lane.held_bytes = 0
         return requests
 
+    def shed(self, lane: Lane) -> list[Request]:
+        """Take the newest off a lane that was never connected until the rest is within the limits; in order.
+
+        Only what is taken is touched: this happens again and again while more comes in than is held.
+        """
+        assert lane.sock is None
+        requests: list[Request] = []
+        while lane.fifo and self._holds_too_much(lane):
+            entry = lane.fifo[-1]
+            if isinstance(entry, Run):
+                requests.append(entry.request(entry.indexes.pop(), lane))
+            elif isinstance(entry, Request):
+                requests.append(entry)
+            if not isinstance(entry, Run) or not entry.left:
+                lane.fifo.pop()
+                lane.tail = None
+            lane.held_bytes -= len(lane.out.pop())
+        requests.reverse()
+        return requests
+
     def submit(
         self,
         lane: Lane,
@@ -323,8 +345,10 @@ class DataPlane:
         """Send a command of control's own; ``on_reply`` gets its raw reply (in a turn).
 
         With ``client`` and ``write`` the reply counts as a write of that client.  ``pinned``: meant for this
-        lane alone, never sent again elsewhere.
+        lane alone, never sent again elsewhere.  Raises ``RuntimeError`` for a closed lane, which would never answer.
         """
+        if lane.closed:
+            raise RuntimeError("the lane is closed: submit on the one that took its place")
         with self.turn():
             request = Submitted(client, slot, command_id, raw, self.now, write, on_reply, pinned)
             self.resubmit(request, lane)
@@ -361,9 +385,23 @@ class DataPlane:
         with self.turn():
             client.close()
 
+    def clients_on(self, lane: Lane) -> set[Client | None]:
+        """The clients that wait for replies on a lane; None stands for control itself."""
+        return lane.clients()
+
+    def behind(self, request: Request, lane: Lane) -> list[tuple[int, int]]:
+        """(slot, command id) of what the client has on the lane behind a request that was just held back."""
+        return lane.behind(request)
+
+    def refuse(self, client: Client, why: str) -> None:
+        """Close a client now because it exceeded a limit."""
+        with self.turn():
+            self.refused(client, why)
+            client.close()
+
     def lane_age(self, lane: Lane) -> float:
-        """Seconds for which the oldest command on the lane has been without a reply; 0.0 if none is."""
-        return time.monotonic() - lane.fifo[0].born if lane.fifo else 0.0
+        """Seconds for which the oldest command has been waiting for the lane's shard, or in its hold; 0.0: none is."""
+        return time.monotonic() - max(lane.fifo[0].born, lane.since) if lane.fifo else 0.0
 
     def refused(self, client: Client, why: str) -> None:
         self.counters.refused += 1

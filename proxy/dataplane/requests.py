@@ -206,6 +206,12 @@ class Run:
         """The command at ``index`` of the batch as control knows it."""
         return Place(self.batch, index, lane.is_write(self.batch.commands[index][1]))
 
+    def behind(self, request: Request) -> list[tuple[int, int]]:
+        """(slot, command id) of what comes here behind ``request``, which may itself be of this run."""
+        first = request.index + 1 if isinstance(request, Place) and request.batch is self.batch else 0
+        commands = self.batch.commands
+        return [commands[index][:2] for index in self.indexes[self.pos :] if index >= first]
+
     def waiting(self, lane: Lane) -> list[tuple[Request | None, int]]:
         commands = self.batch.commands
         return [(self.request(index, lane), len(commands[index][2])) for index in self.indexes[self.pos :]]

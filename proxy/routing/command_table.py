@@ -116,6 +116,14 @@ class Command:
         return bool(self.key_specs) or b"movablekeys" in self.flags
 
     @property
+    def has_many_keys(self) -> bool:
+        """Whether one call may name several keys, so that a slot on its way may have them apart (TRYAGAIN)."""
+        if len(self.key_specs) != 1:
+            return self.is_keyed
+        spec = self.key_specs[0]
+        return spec.find != b"range" or spec.lastkey != 0 or spec.incomplete
+
+    @property
     def fixed_key(self) -> int:
         """Index in argv of the first key where the first key spec fixes it, else 0."""
         if not self.key_specs:
@@ -138,14 +146,15 @@ class CommandTable:
         """Fingerprint (hex) of the reply: differs when the engine's commands, hints or modules differ."""
 
     @classmethod
-    def from_reply(cls, reply: Sequence[Any]) -> CommandTable:
+    def from_reply(cls, reply: Sequence[Any], previous: CommandTable | None = None) -> CommandTable:
         """Build the table from a decoded ``COMMAND`` reply (RESP2 or RESP3 values; names as bytes).
 
+        Commands that ``previous`` had keep their ids: requests under way carry them, and ids must not change meaning.
         Raises ValueError when the reply is not one of ``COMMAND``.
         """
         try:
             rows = sorted((_row(entry) for entry in reply), key=lambda row: row[0])
-            commands = _Builder().build(rows)
+            commands = _Builder({each.name: each.id for each in previous or ()}).build(rows)
         except (IndexError, TypeError, KeyError, AttributeError) as exc:
             raise ValueError("the server's COMMAND reply cannot be read: is it Valkey or Redis 7.2 or newer?") from exc
         return cls(commands, hashlib.sha256(repr(rows).encode()).hexdigest())
@@ -319,18 +328,21 @@ def _policy(tips: Sequence[bytes], kind: bytes) -> bytes | None:
 
 
 class _Builder:
-    """Hands out ids in the order of names, so that equal replies give equal ids."""
+    """Hands out ids in the order of names, so that equal replies give equal ids; ``known`` names keep theirs."""
 
-    def __init__(self) -> None:
-        self._last = 0
+    def __init__(self, known: Mapping[bytes, int]) -> None:
+        self._known = known
+        self._last = max(known.values(), default=0)
 
     def build(self, rows: Iterable[_Row]) -> list[Command]:
         return [self._command(row) for row in rows]
 
     def _command(self, row: _Row) -> Command:
         name, arity, flags, legacy, categories, tips, specs, subs = row
-        self._last += 1
-        own_id = self._last
+        own_id = self._known.get(name)
+        if own_id is None:
+            self._last += 1
+            own_id = self._last
         children = self.build(subs)
         return Command(
             id=own_id,

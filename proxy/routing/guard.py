@@ -16,6 +16,10 @@ from proxy.routing.key_specs import extract
 UNCHECKED = frozenset({b"msetex"})
 CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
 
+MOST_WORDS = 7900
+"""Lua's stack takes some 8000 arguments."""
+TOO_LARGE = b"-ERR MSETEX of so many keys in one slot is not supported by the proxy: send it in parts\r\n"
+
 _SCRIPT = b"return redis.pcall(unpack(ARGV))"
 
 

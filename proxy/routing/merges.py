@@ -149,13 +149,12 @@ def _combined(key: bytes, values: Sequence[bytes], protocol: int) -> bytes:
 
 
 def texts(frames: Sequence[bytes], protocol: int, args: Sequence[bytes]) -> bytes:
-    """MEMORY DOCTOR, MALLOC-STATS, LATENCY DOCTOR, GRAPH: the texts one below the other under a line that names the
-    shard.
-    """
+    """MEMORY DOCTOR, MALLOC-STATS, LATENCY DOCTOR, GRAPH: the texts one below the other, a line above each."""
     if not _answered(frames):
         return frames[0]
+    kind = b"Node" if args[0].lower() == b"latency" else b"Shard"  # LATENCY goes to replicas, too
     parts = [
-        b"# Shard %d\n%s\n" % (number, (bulk_value(frame) or b"").rstrip(b"\r\n"))
+        b"# %s %d\n%s\n" % (kind, number, (bulk_value(frame) or b"").rstrip(b"\r\n"))
         for number, frame in enumerate(frames)
         if not is_error(frame)
     ]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from proxy.codec.reply import OK, bulk, error, integer, verbatim
+from proxy.routing.key_specs import strict_integer
 from proxy.sessions.connection import BAD_NAME, valid_name
 from proxy.sessions.session import Session
 
@@ -58,9 +59,11 @@ def _list(session: Session, everybody: Iterable[Session], options: Sequence[byte
                 return error(b"ERR Unknown client type '%s'" % options[1])
             wanted = wanted if options[1].lower() == b"normal" else []
         elif kind == b"id" and len(options) > 1:
-            if not all(text.isdigit() for text in options[1:]):
-                return error("ERR Invalid client ID")
-            ids = {int(text) for text in options[1:]}
+            ids = {strict_integer(text) for text in options[1:]}
+            if None in ids:
+                return error("ERR syntax error")
+            if any(number is not None and number < 1 for number in ids):
+                return error("ERR client-id should be greater than 0")
             wanted = [each for each in wanted if each.client.id in ids]
         else:
             return error("ERR syntax error")

@@ -71,6 +71,7 @@ class Transaction:
         """The slot is not served where the lane goes: EXEC plays everything again."""
         self.write = False
         self.queued: list[bytes] = []
+        self.queued_bytes = 0
 
     # -- before MULTI ------------------------------------------------------------------------------
     def watch(self, request: Request, slots: frozenset[int]) -> None:
@@ -116,6 +117,10 @@ class Transaction:
 
     def queue(self, request: Request, command: Command, slot: int | None) -> None:
         """One command inside MULTI; ``slot`` of its first key, None for none."""
+        self.queued_bytes += len(request.raw)
+        if self.queued_bytes > self.plane.limits.query:  # the engine counts it to the query, too (networking.c)
+            self.plane.refuse(self.session.client, "closing a client whose transaction exceeds the query limit")
+            return
         self.write = self.write or command.counts_as_write
         if slot is not None and self.slot is not None and slot != self.slot:
             self.crossed = True

@@ -25,8 +25,8 @@ class Cluster:
     """See the module.
 
     ``changed(old, new)`` is called for every new map, before anybody else sees it; ``lived(life)`` for every
-    life that a probe reads; ``restarted()`` when a node came back as a new process; ``amiss()`` says whether
-    something is not served, so that probes hurry.
+    life that a probe reads; ``restarted()`` when a node came back as a new process; ``moving()`` while slots of one
+    move key by key; ``amiss()`` says whether something is not served, so that probes hurry.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Cluster:
         changed: Callable[[SlotMap, SlotMap], None],
         lived: Callable[[Life], None],
         restarted: Callable[[], None],
+        moving: Callable[[], None],
         amiss: Callable[[], bool],
     ) -> None:
         self.seeds = frozenset(seeds)
@@ -51,6 +52,7 @@ class Cluster:
         self._changed = changed
         self._lived = lived
         self._restarted = restarted
+        self._moving = moving
         self._interval = Interval(timeouts.probe_interval, BUSY_INTERVAL, amiss)
         self._applied_at = -1.0
         self._epoch = 0
@@ -101,15 +103,18 @@ class Cluster:
             if connection is not None:
                 connection.abort()
 
-    async def connect(self, host: str, port: int) -> ControlConnection:
-        """A control connection to a node.  Raises ``ConnectionLost``, ``ReplyError``."""
+    async def connect(self, host: str, port: int, name: str | None = "ackgate-control") -> ControlConnection:
+        """A control connection to a node.  Raises ``ConnectionLost``, ``ReplyError``.
+
+        ``name`` None: the connection stays without one; a node that runs a script takes no CLIENT SETNAME.
+        """
         return await ControlConnection.open(
             host,
             port,
             username=self.credentials.username,
             password=self.credentials.password,
             timeout=self.timeouts.connect,
-            client_name="ackgate-control",
+            client_name=name,
         )
 
     def _probe_failed(self, watch: NodeWatch, error: Exception) -> None:
@@ -125,6 +130,8 @@ class Cluster:
                 if watch.known_run:
                     self._restarted()
                 watch.known_run = watch.life.run_id
+        if watch.moving:
+            self._moving()
         self._hear_of(watch)
 
     def _hear_of(self, watch: NodeWatch) -> None:
@@ -169,7 +176,7 @@ class Cluster:
     def address_in(self, text: bytes, node_id: str) -> Address:
         """The ``host:port`` of a redirection by ``node_id``, which may not know its own host name."""
         host, _, port = text.decode().rpartition(":")
-        if not host:
+        if host in ("", "?"):
             watch = next((each for each in self.nodes.values() if each.node_id == node_id), None)
             host = watch.host if watch is not None else "127.0.0.1"
         return host.strip("[]"), int(port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 import trio
@@ -34,6 +35,7 @@ IN_A_SCRIPT = b" script: "
 """The engine appends this to errors raised within a script, which may have written before it failed."""
 REDIRECTIONS = 16  # followed for one command at once, as cluster clients do; then it is tried more slowly
 RETRY = 0.02  # seconds before a command that met "not now" is sent again
+UNSETTLED = 10.0  # seconds behind the last sign of a slot that moves key by key, for which others are expected
 SWEEP = 0.1  # seconds between two looks for holds and lanes whose time is up
 
 UNKNOWN = (
@@ -45,8 +47,23 @@ NOT_SERVED = b"-CLUSTERDOWN no primary served this slot within %g s: send the co
 HELD_TOO_MUCH = b"-CLUSTERDOWN too many commands wait for a primary of this slot: send the command again later\r\n"
 
 
+class Held(NamedTuple):
+    """A request whose reply was held back."""
+
+    request: Request
+    asked: int | None
+    """The shard that an ASK names."""
+    later: bool
+    """Not to be sent again at once."""
+
+
 class Redirects:
-    """See the module.  ``lost_write(client, shard)`` is told when a write's outcome is unknown."""
+    """See the module.
+
+    ``lost_write(client, shard)`` is told when a write's outcome is unknown.  ``one_by_one(on)`` has commands of
+    several keys sent alone while slots move key by key: one that meets TRYAGAIN has to be sent again, and what its
+    client had sent behind it would overtake it.
+    """
 
     def __init__(
         self,
@@ -56,6 +73,7 @@ class Redirects:
         timeouts: TimeoutSettings,
         *,
         lost_write: Callable[[Client, Lane], None],
+        one_by_one: Callable[[bool], None],
     ) -> None:
         self.plane = plane
         self.cluster = cluster
@@ -64,7 +82,10 @@ class Redirects:
         self.log = structlog.get_logger("topology")
         self.counts = {"moved": 0, "ask": 0, "tryagain": 0, "holds": 0, "hold_timeouts": 0, "outcome_unknown": 0}
         self._lost_write = lost_write
-        self._later: deque[tuple[float, Request, int]] = deque()
+        self._one_by_one = one_by_one
+        self._unsettled_until = 0.0
+        self._held: dict[Lane, dict[Client | None, list[Held]]] = {}
+        self._later: deque[tuple[float, list[Held], int]] = deque()
         self._due = trio.Event()
 
     async def run(self) -> None:
@@ -84,53 +105,101 @@ class Redirects:
             self.plane.answer(request, frame)
             return
         request.attempts += 1
+        later = request.attempts > REDIRECTIONS
+        asked: int | None = None
         if words[0] == b"MOVED":
             self.counts["moved"] += 1
-            self._moved(request, lane, words, frame)
+            host, port = self.cluster.address_in(words[2], owner.node_id)
+            self.cluster.moved(int(words[1]), host, port)
         elif words[0] == b"ASK":
             self.counts["ask"] += 1
-            self._ask(request, lane, words, frame)
+            self.unsettle()
+            asked = self._asked(words, owner)
+            later = later or asked is None
         else:
             self.counts["tryagain"] += 1
+            later = True
             if words[0] != b"TRYAGAIN":
                 self.cluster.hint()
-            self._try_later(request, lane, frame)
-
-    def _moved(self, request: Request, lane: Lane, words: list[bytes], frame: bytes) -> None:
-        host, port = self.cluster.address_in(words[2], lane.owner.node_id)
-        self.cluster.moved(int(words[1]), host, port)
-        if request.attempts > REDIRECTIONS:
-            self._try_later(request, lane, frame)
-        else:
-            self.send_again(request, lane.shard)
-
-    def _ask(self, request: Request, lane: Lane, words: list[bytes], frame: bytes) -> None:
-        shard = self.cluster.map.find(*self.cluster.address_in(words[2], lane.owner.node_id))
-        if shard is None or request.attempts > REDIRECTIONS:
-            self.cluster.hint()
-            self._try_later(request, lane, frame)
+            elif self._torn(request, lane, frame):
+                return
+        if later and self.plane.now - request.born > self.timeouts.hold:
+            self.counts["hold_timeouts"] += 1
+            self.plane.answer(request, frame)
             return
-        self.plane.resubmit(request, self._lanes_of(request)[shard.index], asking=True)
+        self._hold(lane, Held(request, asked, later))
+
+    def _hold(self, lane: Lane, held: Held) -> None:
+        self._held.setdefault(lane, {}).setdefault(held.request.client, []).append(held)
+
+    def flush(self) -> None:
+        """Send again what was held back.  To be called behind every turn of the data plane.
+
+        What one client had on one lane goes together, when nothing of it is left there: while routes change, a part
+        sent again at once could come back and be overtaken by the rest.
+        """
+        if not self._held:
+            return
+        with self.plane.turn():
+            for lane, groups in list(self._held.items()):
+                busy = self.plane.clients_on(lane)
+                for client in [each for each in groups if each is None or each not in busy]:
+                    self._go_on(groups.pop(client), lane.shard)
+                if not groups:
+                    del self._held[lane]
+
+    def _go_on(self, group: list[Held], shard: int) -> None:
+        if any(held.later for held in group):
+            self._later.append((trio.current_time() + RETRY, group, shard))
+            self._due.set()
+            return
+        for held in group:
+            self.send_again(held.request, shard, held.asked)
+
+    def unsettle(self) -> None:
+        """A slot moves key by key."""
+        if not self._unsettled_until:
+            self.log.info("slots move key by key")
+            self._one_by_one(True)
+        self._unsettled_until = trio.current_time() + UNSETTLED
+
+    def _settle_down(self) -> None:
+        if 0 < self._unsettled_until < trio.current_time():
+            self._unsettled_until = 0.0
+            self._one_by_one(False)
+
+    def _torn(self, request: Request, lane: Lane, frame: bytes) -> bool:
+        """TRYAGAIN.  Should its client have sent more already that must not run before it, the client is told."""
+        self.unsettle()
+        flags = self.plane.command_flags
+        reads = flags[request.command_id] & READONLY
+        for slot, command_id in self.plane.behind(request, lane):
+            if (slot < 0 or slot == request.slot) and not (reads and flags[command_id] & READONLY):
+                self.plane.answer(request, frame)
+                return True
+        return False
+
+    def _asked(self, words: list[bytes], owner: Owner) -> int | None:
+        shard = self.cluster.map.find(*self.cluster.address_in(words[2], owner.node_id))
+        if shard is None:
+            self.cluster.hint()
+            return None
+        return shard.index
 
     def _lanes_of(self, request: Request) -> list[Lane]:
         return request.client.lanes if request.client is not None else self.lanes.base
 
-    def send_again(self, request: Request, shard: int) -> None:
-        """Send a request where its slot is served now; one without a slot to ``shard``."""
+    def send_again(self, request: Request, shard: int, asked: int | None = None) -> None:
+        """Send a request where its slot is served now, or where an ASK sent it; one without a slot to ``shard``."""
         if request.client is not None and request.client.closed:
             request.answer(NOT_SENT_AGAIN)  # a command of a client that is gone is dropped, as a server does
+            return
+        if asked is not None:
+            self.plane.resubmit(request, self._lanes_of(request)[asked], asking=True)
             return
         if request.slot >= 0:
             shard = self.plane.shard_of_slot[request.slot]
         self.plane.resubmit(request, self._lanes_of(request)[shard])
-
-    def _try_later(self, request: Request, lane: Lane, frame: bytes) -> None:
-        if self.plane.now - request.born > self.timeouts.hold:
-            self.counts["hold_timeouts"] += 1
-            self.plane.answer(request, frame)
-            return
-        self._later.append((trio.current_time() + RETRY, request, lane.shard))
-        self._due.set()
 
     async def _retry_for_ever(self) -> None:
         while True:
@@ -140,8 +209,9 @@ class Redirects:
                 await trio.sleep_until(self._later[0][0])
                 with self.plane.turn():
                     while self._later and self._later[0][0] <= trio.current_time():
-                        _, request, shard = self._later.popleft()
-                        self.send_again(request, shard)
+                        _, group, shard = self._later.popleft()
+                        for held in group:
+                            self.send_again(held.request, shard)
 
     # -- lost lanes ---------------------------------------------------------------------------------------------
     def lane_down(self, lane: Lane, lost: list[Lost], reason: str) -> None:
@@ -156,7 +226,8 @@ class Redirects:
         for request, keep in self._sort(lane, lost):
             if keep:
                 self.counts["holds"] += 1
-                self.send_again(request, owner.shard)
+                self._hold(lane, Held(request, None, later=False))
+        self.flush()
 
     def _leased_down(self, lane: Lane, lost: list[Lost]) -> None:
         """A leased lane's commands are its session's affair: it is told, nothing is sent again."""
@@ -179,7 +250,9 @@ class Redirects:
             if request.sticks:
                 pass
             elif not keep and self.plane.command_flags[request.command_id] & READONLY:
-                keep = request.client not in unknown
+                # One that took so long hung this lane: it is not to hang the next one for everybody, again and again.
+                hung = self.plane.now - request.born > self.timeouts.command
+                keep = request.client not in unknown and not hung
             elif not keep:
                 unknown.add(request.client)
             verdicts.append((request, keep))
@@ -215,19 +288,18 @@ class Redirects:
 
     def held_too_much(self, lane: Lane) -> None:
         """Refuse the newest of what is parked on a lane until the rest is within the limits."""
-        limits = self.plane.limits
-        size = 0
-        for count, request in enumerate(self.plane.reclaim(lane)):
-            size += len(request.raw)
-            if count < limits.held_commands and size <= limits.held_bytes:
-                self.plane.resubmit(request, lane)
-            else:
+        if lane.owner.leased:
+            return  # one session's own, within what one session may have under way
+        with self.plane.turn():
+            for request in self.plane.shed(lane):
                 self.plane.answer(request, HELD_TOO_MUCH)
 
     async def _sweep_for_ever(self) -> None:
         while True:
             await trio.sleep(SWEEP)
             with self.plane.turn():
+                self.flush()
+                self._settle_down()
                 self._expire_holds()
                 self._end_retiring()
                 self._lose_hung()
@@ -269,4 +341,5 @@ class Redirects:
     def held(self) -> tuple[int, int]:
         """(commands, bytes) parked now."""
         lanes = [lane for lanes in self.lanes.sets.values() for lane in lanes if not lane.attached]
-        return sum(len(lane.out) for lane in lanes) + len(self._later), sum(lane.held_bytes for lane in lanes)
+        later = sum(len(group) for _, group, _ in self._later)
+        return sum(len(lane.out) for lane in lanes) + later, sum(lane.held_bytes for lane in lanes)

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from proxy.acks.incarnation import Life, parse_info
+from proxy.acks.incarnation import Life, own_slots, parse_info
 from proxy.routing.slot_map import SlotMap, View
 from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
 
@@ -33,6 +33,8 @@ class NodeWatch:
         self.settings: dict[str, str] = {}
         """``appendonly`` and ``appendfsync``, empty where they cannot be read."""
         self.view: View | None = None
+        self.moving = False
+        """Slots of it are on their way, key by key."""
         self.asked_at = -math.inf
         """When the view was asked for, on trio's clock."""
         self.silent_since = trio.current_time()
@@ -86,12 +88,13 @@ class NodeWatch:
     async def probe(self, connection: ControlConnection, previous: SlotMap) -> None:
         """Ask once.  Raises ``ConnectionLost``."""
         asked_at = trio.current_time()
-        node_id, info, shards, slots, cluster, settings = await connection.pipeline(
+        node_id, info, shards, slots, cluster, nodes, settings = await connection.pipeline(
             ["CLUSTER", "MYID"],
             ["INFO", *SECTIONS],
             ["CLUSTER", "SHARDS"],
             ["CLUSTER", "SLOTS"],
             ["CLUSTER", "INFO"],
+            ["CLUSTER", "NODES"],
             ["CONFIG", "GET", "append*"],
         )
         if isinstance(info, ReplyError):
@@ -102,6 +105,7 @@ class NodeWatch:
             raise ConnectionLost(f"{format_address(self.host, self.port)} is no cluster node: {node_id}")
         self.life = Life.read(node_id.decode(), self.info)
         self.settings = {} if isinstance(settings, ReplyError) else _flat(settings)
+        self.moving = not isinstance(nodes, ReplyError) and own_slots(nodes)[1]
         self.view = None
         if not isinstance(shards, ReplyError) and not isinstance(cluster, ReplyError):
             epoch = int(parse_info(cluster).get("cluster_current_epoch", 0))

@@ -24,8 +24,9 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        words = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--logfile", str(folder / "log")]
-        self.words = [str(get_binary_path()), *words, "--save", "", "--repl-diskless-sync-delay", "0", *options]
+        own = ["--port", str(self.port), "--dir", str(folder), "--logfile", str(folder / "log")]
+        common = ["--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0"]
+        self.words = [str(get_binary_path()), *own, *common, *options]
         self.client = redis.Redis(port=self.port, decode_responses=True)
         self.start()
 
@@ -64,5 +65,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="session")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """One shard with two replicas behind a proxy.  Tests leave its processes running."""
-    with up(tmp_path_factory.mktemp("shard"), "--shards", "1", "--replicas", "2", "--port", "0", "--admin-port", "0") as one:
-        yield one
+    size = ("--shards", "1", "--replicas", "2")
+    with up(tmp_path_factory.mktemp("shard"), *size, "--port", "0", "--admin-port", "0") as running:
+        yield running

@@ -10,7 +10,8 @@ import redis
 from proxy.acks.arguments import Refused, parse_wait, parse_waitaof
 
 HUGE = str((1 << 63) - 1)
-INTEGERS = ["a", "", " 1", "1 ", "+1", "01", "-0", "1.5", "1e3", "0x1", "99999999999999999999", HUGE, "-" + HUGE, "-1", "0"]
+WORDS = ["a", "", " 1", "1 ", "+1", "01", "-0", "1.5", "1e3", "0x1"]
+INTEGERS = [*WORDS, "99999999999999999999", HUGE, "-" + HUGE, "-1", "0"]
 TIMEOUTS = [*INTEGERS, "1", "4611686018427387904", "-9223372036854775808", "-9223372036854775809"]
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -198,7 +199,7 @@ async def test_a_threshold_is_the_first_offset_sampled_behind_the_write(rounds: 
             await each.gate.wait()
             [_, offset, _] = await client.call("ROLE")
             thresholds.append((tick, rounds.threshold_after(tick), offset))
-    for (tick, threshold, offset), (_, later, _) in zip(thresholds, thresholds[1:], strict=False):
+    for (tick, threshold, offset), (_, later, _) in pairwise(thresholds):
         assert threshold is not None and later is not None and threshold <= offset <= later
         assert rounds.threshold_after(tick) == threshold, "it stays what it was"
 

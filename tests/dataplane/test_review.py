@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Sequence
 
+import pytest
+
 from proxy.codec import key_slot
-from proxy.dataplane import Limits, Mode, Request
+from proxy.dataplane import Lane, Limits, Mode, Request
+from proxy.routing import CommandTable
 from tests.dataplane.bench import INFO, MULTI, OK, Bench, Held, Peer, get, key, number, numbers, put
 
 
@@ -126,10 +130,14 @@ def test_a_reply_that_control_fails_on_costs_its_own_client_only(make: Callable[
     bench = make()
     shard = bench.shards()[0]
     faulty, other = bench.client(), bench.client()
-    bench.notes.on_command = lambda each: bench.plane.submit(bench.lanes[0], each.raw, broken, client=each.client) and None
 
     def broken(frame: bytes) -> None:
         raise ValueError("a defect")
+
+    def submit(request: Request) -> None:
+        bench.plane.submit(bench.lanes[0], request.raw, broken, client=request.client)
+
+    bench.notes.on_command = submit
 
     faulty.send(INFO)
     shard.expect(INFO)
@@ -246,3 +254,73 @@ def test_commands_within_one_mode_change_stop_at_a_closed_client(bench: Bench) -
     client.send(INFO * 5)
     bench.spin(lambda: bench.notes.closed_clients)
     assert len(bench.notes.commands) == 1
+
+
+def test_of_what_is_parked_only_the_newest_is_shed(make: Callable[..., Bench]) -> None:
+    bench = make(Limits(held_commands=5))
+
+    def shed(lane: Lane) -> None:
+        for request in bench.plane.shed(lane):
+            bench.plane.answer(request, b"-CLUSTERDOWN\r\n")
+
+    bench.notes.held_too_much = shed  # type: ignore[method-assign]
+    first, second = bench.client(), bench.client()
+    first.send(numbered(0, 1))
+    bench.settle()
+    second.send(numbered(2, 3, 4, 5, 6))
+    bench.settle()
+    first.send(numbered(7))
+    bench.settle()
+    shard = bench.attach(bench.lanes[0])
+    shard.expect(numbered(0, 1, 2, 3, 4))
+    shard.send(OK * 5)
+    first.expect(OK * 2 + b"-CLUSTERDOWN\r\n")
+    second.expect(OK * 3 + b"-CLUSTERDOWN\r\n" * 2)
+
+
+def test_what_was_parked_for_long_keeps_no_shard_waiting(bench: Bench) -> None:
+    """A lane is lost when its shard does not answer for long: the time before it was connected does not count."""
+    client = bench.client()
+    client.send(get(0))
+    bench.settle()
+    lane = bench.lanes[0]
+    bench.spin(lambda: bench.plane.lane_age(lane) > 0.1)
+    before = time.monotonic()
+    bench.attach(lane)
+    assert bench.plane.lane_age(lane) <= time.monotonic() - before
+
+
+def numbered(*values: int) -> bytes:
+    return b"".join(put(0, b"%d" % value) for value in values)
+
+
+def test_nothing_is_taken_for_a_lane_that_could_never_answer(bench: Bench) -> None:
+    bench.attach(bench.lanes[0])
+    bench.plane.close_lane(bench.lanes[0])
+    with pytest.raises(RuntimeError):
+        bench.plane.submit(bench.lanes[0], INFO, lambda frame: None)
+
+
+def test_a_keepalive_beyond_the_kernels_refuses_nobody(make: Callable[..., Bench]) -> None:
+    bench = make(keepalive=1_000_000)
+    listener = socket.create_server(("127.0.0.1", 0))  # the plane closes it
+    listener.setblocking(False)
+    bench.plane.listen(listener)
+    with socket.create_connection(listener.getsockname()):
+        bench.spin(lambda: bench.notes.opened_clients or bench.notes.failures)
+        assert not bench.notes.failures
+        assert bench.newest.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) > 0
+
+
+def test_commands_keep_their_ids_when_the_engine_learns_others() -> None:
+    """Requests half received or under way carry ids: under a new table these must not mean another command."""
+
+    def row(name: bytes) -> list[object]:
+        return [name, 2, [b"write"], 1, 1, 1, [], [], [], []]
+
+    before = CommandTable.from_reply([row(b"get"), row(b"set")])
+    after = CommandTable.from_reply([row(b"a.module"), row(b"set")], before)
+    again = CommandTable.from_reply([row(b"a.module"), row(b"get"), row(b"set")], after)
+    kept = [table.get(b"set") for table in (before, after, again)]
+    assert len({command.id for command in kept if command is not None}) == 1
+    assert len({command.id for command in again}) == 3

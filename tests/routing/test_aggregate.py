@@ -174,7 +174,7 @@ def test_log_entries_are_the_newest_of_all_nodes(table):
 def test_texts_stand_below_one_another_and_a_shard_without_samples_is_left_out(table):
     frames = [verbatim(b"one\n"), error(b"ERR No samples available for event 'x'"), verbatim(b"two\n")]
     text = whole(table, "LATENCY GRAPH x", frames)
-    assert text == b"# Shard 0\none\n\n# Shard 2\ntwo\n"
+    assert text == b"# Node 0\none\n\n# Node 2\ntwo\n"
     assert whole(table, "MEMORY DOCTOR", [verbatim(b"one", 3)], 3) == b"# Shard 0\none\n"
     assert aggregate(table.get(b"latency|graph"), [b"LATENCY", b"GRAPH", b"x"], frames[1:2], 2) == frames[1]
 

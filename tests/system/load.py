@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
 from proxy.codec import key_slot
-from tests.harness import PATIENCE_S, until
+from tests.harness import PATIENCE_S, Up, until
 from tests.system.wire import Closed, Wire
 
 PACE_S = 0.003  # between two steps of a client, so that two cores have time left for elections
@@ -39,8 +40,15 @@ class Worker:
         self.failure: BaseException | None = None
         self.wire: Wire
 
+    pipelined = True
+    protocol = 2
+
     def step(self) -> None:
         raise NotImplementedError
+
+    def ask(self, requests: list[list[bytes | str | int]]) -> list[bytes]:
+        """The replies to requests sent in one packet, or each behind the reply to the one before."""
+        return self.wire.pipeline(requests) if self.pipelined else [self.wire.call(*each) for each in requests]
 
     def verify(self) -> None:
         """What has to hold when all is over.  ``wire`` is still open."""
@@ -74,7 +82,7 @@ class Setter(Worker):
         self.answered[key] = value
         read = self.wire.call("GET", key)
         # A read is never failed.  After a failover it may miss what no replica had (this client does not WAIT).
-        assert read in (b"$%d\r\n%s\r\n" % (len(value), value.encode()), b"$-1\r\n"), read
+        assert read in (b"$%d\r\n%s\r\n" % (len(value), value.encode()), b"$-1\r\n", b"_\r\n"), read
 
 
 class Confirmer(Worker):
@@ -159,7 +167,8 @@ class Appender(Worker):
         requests += [["LINDEX", self.list, -1]]
         last = str(self.number).encode()
         expected += [b"$%d\r\n%s\r\n" % (len(last), last)]
-        assert self.wire.pipeline(requests) == expected
+        replies = self.wire.pipeline(requests)
+        assert replies == expected, (replies, expected)
 
     def verify(self) -> None:
         items = self.wire.call("LRANGE", self.list, 0, -1).split(b"\r\n")[2::2]
@@ -178,7 +187,7 @@ class Spreader(Worker):
         pairs = [word for at, key in enumerate(self.keys) for word in (key, f"{self.steps}.{at}")]
         values = [f"{self.steps}.{at}".encode() for at in range(len(self.keys))]
         read = b"*%d\r\n" % len(values) + b"".join(b"$%d\r\n%s\r\n" % (len(value), value) for value in values)
-        replies = self.wire.pipeline([["MSET", *pairs], ["MGET", *self.keys], ["DEL", *self.keys[::3]]])
+        replies = self.ask([["MSET", *pairs], ["MGET", *self.keys], ["DEL", *self.keys[::3]]])
         assert replies == [b"+OK\r\n", read, b":%d\r\n" % len(self.keys[::3])], replies
 
 
@@ -191,7 +200,7 @@ class Swapper(Worker):
 
     def step(self) -> None:
         first, second = f"{self.steps}.1", f"{self.steps}.2"
-        replies = self.wire.pipeline(
+        replies = self.ask(
             [
                 ["MSET", self.one, first, self.other, first],
                 ["SET", self.one, second],
@@ -212,6 +221,7 @@ def load(url: str, workers: Sequence[Each]) -> Iterator[Sequence[Each]]:
     stopping = threading.Event()
     for worker in workers:
         worker.wire = Wire.to(url)
+        assert not worker.wire.call("HELLO", worker.protocol).startswith(b"-")
     threads = [threading.Thread(target=worker.run, args=(url, stopping), daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
@@ -242,3 +252,12 @@ def go_on(workers: Sequence[Worker], steps: int = 5) -> None:
         until(lambda: not behind(), "")
     except AssertionError:
         raise AssertionError(f"no {steps} steps more: {behind()}") from None
+
+
+def metric(running: Up, name: str) -> float:
+    """A metric's value: with its labels as they stand there, or the sum over all of them."""
+    with urllib.request.urlopen(f"{running.admin_url}/metrics", timeout=10) as answer:
+        lines = [line.rpartition(" ") for line in answer.read().decode().splitlines() if not line.startswith("#")]
+    values = [float(value) for full, _, value in lines if name in (full, full.partition("{")[0])]
+    assert values, f"there is no metric {name}"
+    return sum(values)

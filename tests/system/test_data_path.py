@@ -53,6 +53,14 @@ def metric(running: Up, name: str) -> float:
     return float(found[1])
 
 
+def under_way(running: Up) -> set[float]:
+    """The numbers of commands that shards have not answered yet."""
+    with urllib.request.urlopen(f"{running.admin_url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found = re.findall(r"^ackgate_shard_outstanding_commands\{.*\} (\S+)$", text, re.MULTILINE)
+    return {float(each) for each in found}
+
+
 def process_of(wire: Wire) -> int:
     """The id of the proxy's process."""
     found = re.search(rb"process_id:(\d+)", wire.call("INFO", "server"))
@@ -62,6 +70,15 @@ def process_of(wire: Wire) -> int:
 
 def descriptors(process: int) -> int:
     return len(os.listdir(f"/proc/{process}/fd"))
+
+
+def until_closed(wire: Wire) -> int:
+    """How many replies come before the connection ends."""
+    count = 0
+    with suppress(Closed, ConnectionError):
+        while wire.receive():
+            count += 1
+    return count
 
 
 # -- values ------------------------------------------------------------------------------------------------------
@@ -120,7 +137,7 @@ INLINE = [
 def test_inline_commands_are_answered_as_the_engine_answers_them(
     endpoint: Up, direct: int, wire: Wire, line: bytes
 ) -> None:
-    whole = request("DEL", "inline") + line + b"QUIT\r\n"
+    whole = request("SET", "inline", "0") + line + b"QUIT\r\n"
     assert exchange(*address(endpoint.redis_url), whole) == exchange("127.0.0.1", direct, whole)
 
 
@@ -231,8 +248,9 @@ def test_large_requests_keep_their_place_in_a_pipeline(wire: Wire) -> None:
     for number in range(5):
         asked += [["SET", "k", number], ["GET", "k"], ["SET", "k", large], ["STRLEN", "k"], ["GET", "other"]]
     replies = wire.pipeline(asked)
-    expected = [[OK, bulk(b"%d" % number), OK, b":%d\r\n" % len(large), b"$-1\r\n"] for number in range(5)]
-    assert replies == sum(expected, [])
+    for number in range(5):
+        expected = [OK, bulk(b"%d" % number), OK, b":%d\r\n" % len(large), b"$-1\r\n"]
+        assert replies[5 * number : 5 * number + 5] == expected
 
 
 # -- ends ----------------------------------------------------------------------------------------------------------
@@ -249,7 +267,7 @@ def test_quit_answers_what_came_before_it_and_drops_what_comes_behind(endpoint: 
 def test_a_half_closed_client_still_gets_the_replies_to_all_it_sent(endpoint: Up, wire: Wire) -> None:
     count = 20_000  # more than may be under way at a time
     with Wire.to(endpoint.redis_url) as other:
-        other.send_raw(b"".join(request("INCR", "k%d" % (number % 50)) for number in range(count)))
+        other.send_raw(b"".join(request("INCR", f"k{number % 50}") for number in range(count)))
         other.sock.shutdown(socket.SHUT_WR)
         replies = [other.receive() for _ in range(count)]
         assert replies == [b":%d\r\n" % (number // 50 + 1) for number in range(count)]
@@ -275,11 +293,15 @@ def test_a_client_that_reads_late_gets_everything(endpoint: Up, wire: Wire) -> N
 
 def test_connections_that_come_and_go_in_every_state_leave_nothing_behind(endpoint: Up, wire: Wire) -> None:
     process = process_of(wire)
-    with Wire.to(endpoint.redis_url) as client:  # what is made once is made before counting
-        for command in (["MULTI"], ["SET", "k", 1], ["EXEC"], ["SET", "k", b"x" * (2 * MB)]):
-            client.call(*command)
+    for command in (["SET", "k", 1], ["WAIT", 1, 0], ["SCAN", 0], ["DBSIZE"]):
+        wire.call(*command)  # what is made once and kept is made before counting
     until(lambda: metric(endpoint, "clients_open") == 1, "only this client is left")
-    before = descriptors(process)
+
+    def unexplained() -> float:
+        """Descriptors but for those of leased lanes, a few of which stay for the next who asks for one."""
+        return descriptors(process) - metric(endpoint, "leased_lanes_open")
+
+    before = unexplained()
     states = [
         b"",
         request("GET", "k"),
@@ -304,8 +326,8 @@ def test_connections_that_come_and_go_in_every_state_leave_nothing_behind(endpoi
             client.close()
     until(lambda: metric(endpoint, "clients_open") == 1, "every client is forgotten")
     until(lambda: metric(endpoint, "waits_open") == 0, "every WAIT is forgotten")
-    # A few idle leased lanes may stay, for the next who asks for one.
-    until(lambda: descriptors(process) <= before + 70, "their descriptors are given back")
+    until(lambda: unexplained() <= before, "their descriptors are given back")
+    until(lambda: under_way(endpoint) == {0.0}, "no shard owes a reply")
     assert wire.call("PING") == b"+PONG\r\n"
 
 
@@ -370,9 +392,7 @@ def test_a_client_that_does_not_read_is_closed_and_nobody_else(tight: str, tight
     with Wire.to(tight) as other:
         until(lambda: b"connected_clients:1\r\n" in other.call("INFO", "clients"), "the greedy client is closed")
         assert other.call("GET", "k") == bulk(value)
-    with pytest.raises((Closed, ConnectionError)):
-        for _ in range(200):
-            assert tight_wire.receive() == bulk(value)
+    assert until_closed(tight_wire) < 200
 
 
 @pytest.mark.parametrize(
@@ -422,8 +442,8 @@ def test_a_proxy_out_of_descriptors_goes_on_serving_and_accepts_again(endpoint: 
         for client in clients:
             client.send("GET", "k")
         until(lambda: "cannot accept clients" in (tmp_path / "proxy.err").read_text(), "the proxy says so")
-        assert first.call("GET", "k") == bulk(b"1")
+        assert first.pipeline([["GET", "k"]] * 1000) == [bulk(b"1")] * 1000
         assert clients[0].receive() == bulk(b"1")
         resource.prlimit(process, resource.RLIMIT_NOFILE, (hard, hard))
         assert [client.receive() for client in clients[1:]] == [bulk(b"1")] * 29
-        assert (tmp_path / "proxy.err").read_text().count("cannot accept clients") <= 3, "said once, not every time"
+        assert (tmp_path / "proxy.err").read_text().count("cannot accept clients") == 1, "said once"

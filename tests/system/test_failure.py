@@ -21,7 +21,7 @@ import pytest
 import redis
 
 from tests.harness import ENVIRONMENT, PATIENCE_S, Up, until, up
-from tests.system.load import Confirmer, Setter, Transactor, Worker, go_on, load
+from tests.system.load import Confirmer, Setter, Transactor, Worker, go_on, load, metric
 from tests.system.wire import Wire
 
 UNKNOWN = (
@@ -77,12 +77,6 @@ def ready(running: Up) -> bool:
         return False
 
 
-def metric(running: Up, name: str) -> float:
-    with urllib.request.urlopen(f"{running.admin_url}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
-
-
 def node(address: str) -> redis.Redis:
     host, _, port = address.rpartition(":")
     return redis.Redis(host, int(port), decode_responses=True)
@@ -116,8 +110,11 @@ def whole(running: Up) -> bool:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """3 primaries and 3 replicas that the tests here break and that mend themselves."""
-    with up(tmp_path_factory.mktemp("failure"), "--port", "0", "--admin-port", "0") as running:
+    folder = tmp_path_factory.mktemp("failure")
+    with up(folder, "--port", "0", "--admin-port", "0") as running:
         yield running
+        told = (folder / "data.err").read_text()
+    assert "Traceback" not in told and "defect" not in told, told
 
 
 @pytest.fixture
@@ -264,6 +261,37 @@ def test_all_nodes_die_and_the_proxy_finds_the_cluster_again(broken: Up) -> None
         assert client.mget(list(keys)) == list(keys.values()), "appendfsync always: the disk had it all"
     for setter in setters:
         assert all(error == UNKNOWN or error.startswith(b"-CLUSTERDOWN ") for error in setter.errors)
+
+
+def test_two_primaries_die_at_once_and_come_back_with_what_they_confirmed(broken: Up) -> None:
+    victims = [primary_of(broken, slot) for slot in SLOTS[:2]]
+    setters, confirmers, carriers = crowd()
+    everybody = [*setters, *confirmers, *carriers]
+    with load(broken.redis_url, everybody):
+        go_on(everybody)
+        for victim in victims:
+            os.kill(victim["pid"], signal.SIGKILL)
+        until(lambda: not ready(broken), "the loss is noticed")
+        until(lambda: whole(broken), "no majority could elect: the primaries themselves are back")
+        go_on(everybody)
+    only_documented(setters, confirmers, carriers)
+    nothing_confirmed_is_gone(broken, confirmers)
+
+
+def test_a_whole_shard_dies_and_the_others_go_on(broken: Up) -> None:
+    shard = shard_of(broken, SLOTS[2])
+    setters, confirmers, carriers = crowd()
+    everybody = [*setters, *confirmers, *carriers]
+    with load(broken.redis_url, everybody):
+        go_on(everybody)
+        for victim in [shard["primary"], *shard["replicas"]]:
+            os.kill(victim["pid"], signal.SIGKILL)
+        until(lambda: not ready(broken), "the loss is noticed")
+        until(lambda: whole(broken), "both are back")
+        go_on(everybody)
+    only_documented(setters, confirmers, carriers)
+    assert not any(each.errors for each in on(SLOTS[0], everybody, broken)[0])
+    nothing_confirmed_is_gone(broken, confirmers)
 
 
 # -- one shard without a replica: what is lost comes back by itself or not at all -----------------------------------
