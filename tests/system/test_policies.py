@@ -14,7 +14,7 @@ import redis
 from proxy.codec import key_slot
 from proxy.codec.reply import bulk_value, decode, elements, is_error
 from tests.harness import Up, until
-from tests.system.beside import everybody, node, node_wire, primaries, proxy_beside
+from tests.system.beside import everybody, moved, node, on, primaries, proxy_beside
 from tests.system.wire import Wire
 
 BODY = "return 'of ' .. KEYS[1]"
@@ -23,15 +23,6 @@ LIBRARY = "#!lua name=lib\nserver.register_function('hello', function(keys) retu
 
 def values(replies: Iterable[bytes]) -> list[Any]:
     return [decode(reply) for reply in replies]
-
-
-def on(addresses: Iterable[str], *words: bytes | str | int) -> list[bytes]:
-    """The raw replies of nodes asked directly."""
-    replies = []
-    for address in addresses:
-        with node_wire(address) as connection:
-            replies.append(connection.call(*words))
-    return replies
 
 
 def test_the_engine_names_no_policy_that_is_not_tested_here(endpoint: Up) -> None:
@@ -264,6 +255,17 @@ def test_msetex_never_writes_on_a_shard_that_does_not_own_the_keys(endpoint: Up,
     large = [word for at in range(5000) for word in (f"{{large}}{at}", at)]
     assert b"send it in parts" in wire.call("MSETEX", 5000, *large)
     assert wire.call("MSETEX", 3900, *large[:7800]) == b":1\r\n"
+
+
+def test_msetex_goes_along_with_a_slot_that_moves(endpoint: Up, wire: Wire) -> None:
+    for at in range(3):
+        with moved(endpoint, "moving") as (source, target):
+            assert wire.call("MSETEX", 1, "moving", at) == b":1\r\n"
+            assert on([target], "GET", "moving") == [b"$1\r\n%d\r\n" % at]
+            assert on([source], "DBSIZE") == [b":0\r\n"]
+        assert wire.call("MSETEX", 2, "moving", "back", "{moving}2", 2, "XX") == b":0\r\n"
+        assert wire.call("MSETEX", 1, "moving", "back", "XX") == b":1\r\n"
+        assert on([source], "GET", "moving") == [b"$4\r\nback\r\n"]
 
 
 def test_a_write_over_shards_that_one_of_them_refuses_says_which_keys_were_not_written(

@@ -10,7 +10,7 @@ import pytest
 from proxy.codec import key_slot, split_inline
 from proxy.codec.reply import bulk_value, decode
 from tests.harness import Up, until
-from tests.system.beside import node, node_wire, primaries, proxy_beside
+from tests.system.beside import moved, node, on, primaries, proxy_beside
 from tests.system.wire import Wire
 
 MENU = [
@@ -261,27 +261,11 @@ def test_replies_in_exec_have_the_protocol_of_the_session(wire: Wire) -> None:
 def test_a_transaction_on_a_slot_that_moves_between_multi_and_exec_runs_on_the_new_owner(
     endpoint: Up, wire: Wire
 ) -> None:
-    slot = key_slot(b"moving")
-    shards = endpoint.topology()["shards"]
-    owner = next(shard for shard in shards if any(low <= slot <= high for low, high in shard["slots"]))
-    target = next(shard for shard in shards if shard is not owner)
     assert wire.pipeline([["MULTI"], ["RPUSH", "moving", 1]])[-1] == b"+QUEUED\r\n"
-    try:
-        migrate(owner, target, slot)
+    with moved(endpoint, "moving") as (_, target):
         assert wire.call("RPUSH", "moving", 2) == b"+QUEUED\r\n"
         assert wire.call("EXEC") == b"*2\r\n:1\r\n:2\r\n"
-        with node_wire(target["primary"]["address"]) as server:
-            assert server.call("LLEN", "moving") == b":2\r\n"
-    finally:
-        migrate(target, owner, slot)
-
-
-def migrate(source: dict, target: dict, slot: int) -> None:
-    with node_wire(source["primary"]["address"]) as server:
-        moved = server.call("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target["primary"]["node_id"])
-        assert moved == b"+OK\r\n"
-        until(lambda: server.call("CLUSTER", "COUNTKEYSINSLOT", slot) == b":0\r\n", "its keys are gone")
-        until(lambda: server.call("GET", "{moving}").startswith(b"-MOVED "), "the slot is gone")
+        assert on([target], "LLEN", "moving") == [b":2\r\n"]
 
 
 def test_a_pool_that_is_used_up_gives_a_clear_error_and_recovers(endpoint: Up, wire: Wire, tmp_path: Path) -> None:
