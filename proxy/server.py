@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
@@ -32,6 +33,7 @@ from proxy.settings import ProxySettings, split_address
 from proxy.topology.cluster import Cluster
 from proxy.topology.lanes import Lanes
 from proxy.topology.redirects import WATCHED, Redirects
+from proxy.topology.watch import NodeWatch, read_pairs
 from shard.client import ConnectionLost, ControlConnection, Credentials, ReplyError, format_address
 
 TURNS = 8  # turns of the data plane per wake of its trio task, while there is something to do
@@ -115,6 +117,7 @@ class Server:
         self._accept_again = trio.Event()
         self._slow_clients = 0
         self._say_again = 0.0
+        self._replicas: dict[tuple[str, int], ControlConnection] = {}
 
     # -- running -------------------------------------------------------------------------------------
     async def run(self, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> None:
@@ -132,6 +135,8 @@ class Server:
                 nursery.start_soon(self._close_idle)
                 task_status.started(self)
         finally:
+            for connection in self._replicas.values():
+                connection.abort()
             self.plane.close()
             listener.close()
 
@@ -174,12 +179,15 @@ class Server:
             self.plane.resume_accepting()
 
     async def _close_idle(self) -> None:
-        limit = self.settings.clients.idle_timeout
-        while limit:
+        """Close clients that are idle for too long, and those whose replies pile up behind one that does not come."""
+        limit = self.settings.clients.idle_timeout or math.inf
+        while True:
             await trio.sleep(min(IDLE_LOOK, limit))
             now = time.monotonic()
             for client in list(self.plane.clients.values()):
-                if now - client.last_read > limit and not client.pending:
+                if client.pending:
+                    self.plane.bound_replies(client)
+                elif now - client.last_read > limit:
                     self.plane.kill(client)
 
     async def wait_ready(self) -> None:
@@ -260,15 +268,30 @@ class Server:
             return _untrusted(shard, address, primary.engine, primary.version)
         for replica in shard.replicas:
             watch = self.cluster.watch_of(replica)
+            if replica.health == "fail" or watch is None:
+                continue  # its primary does not count it
             name = format_address(*replica.address)
-            if watch is None or not watch.settings:
-                if watch is not None and not watch.alive:
-                    continue  # a replica that cannot be reached is not counted by the primary for long either
+            asked = await self._settings_of(watch)
+            if not asked:
                 return _unread(shard, name)
-            fsync = watch.settings.get("appendfsync", "").encode()
-            if _acknowledges_early(watch.engine, watch.version, watch.settings.get("appendonly", "").encode(), fsync):
+            appendonly, appendfsync = asked.get("appendonly", "").encode(), asked.get("appendfsync", "").encode()
+            if _acknowledges_early(watch.engine, watch.version, appendonly, appendfsync):
                 return _untrusted(shard, name, watch.engine, watch.version)
         return None
+
+    async def _settings_of(self, watch: NodeWatch) -> dict[str, str]:
+        """A replica's AOF settings now; those last known when it does not answer: it acknowledges nothing then."""
+        connection = self._replicas.get(watch.address)
+        try:
+            if connection is None or connection.closed:
+                connection = self._replicas[watch.address] = await self.cluster.connect(*watch.address)
+            reply = await connection.call("CONFIG", "GET", "append*", timeout=self.settings.timeouts.probe)
+        except ConnectionLost:
+            return watch.settings
+        except ReplyError:
+            return {}
+        watch.settings = read_pairs(reply)
+        return watch.settings
 
     def _lost_write(self, client: Client, lane: Lane) -> None:
         """Whether the write ran is not known: no later WAIT of the session may count it."""

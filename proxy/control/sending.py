@@ -82,8 +82,9 @@ class Sender(Places):
             return
 
         def replied(frame: bytes) -> None:
-            elsewhere = frame.startswith(NOT_HERE)
-            if elsewhere:
+            unsent = lane.closed and not lane.sent  # it could not be connected: held like any other command
+            elsewhere = unsent or frame.startswith(NOT_HERE)
+            if elsewhere and not unsent:
                 self.redirected(lane, frame)
             self.lanes.release(lane, clean=not lane.closed)
             if elsewhere:

@@ -46,7 +46,6 @@ class Client:
         "_eof",
         "_fenced",
         "_gone",
-        "_held_out",
         "_mask",
         "_need",
         "_state",
@@ -94,7 +93,6 @@ class Client:
         self.out_bytes = 0
         self.last_read = plane.now
         self._unsent: memoryview | None = None
-        self._held_out = 0
         self._barrier: Place | None = None
         self._stopped = False
         self._fenced = False
@@ -118,6 +116,10 @@ class Client:
     def stopped(self) -> bool:
         """It stands behind a barrier that control has not resumed."""
         return self._stopped
+
+    def kept_replies(self) -> int:
+        """Bytes of replies that are in and cannot be sent before an earlier one."""
+        return sum(len(frame) for batch in self.batches for frame in batch.replies if frame is not None)
 
     # -- what is asked of it by the data plane ------------------------------------------------
     def on_event(self, mask: int) -> None:

@@ -399,6 +399,11 @@ class DataPlane:
             self.refused(client, why)
             client.close()
 
+    def bound_replies(self, client: Client) -> None:
+        """Close a client whose replies, kept until an earlier one comes, exceed the output limit."""
+        if client.kept_replies() > self.limits.output:
+            self.refuse(client, "closing a client whose replies wait for an earlier one")
+
     def lane_age(self, lane: Lane) -> float:
         """Seconds for which the oldest command has been waiting for the lane's shard, or in its hold; 0.0: none is."""
         return time.monotonic() - max(lane.fifo[0].born, lane.since) if lane.fifo else 0.0

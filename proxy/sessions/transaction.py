@@ -60,6 +60,8 @@ class Transaction:
         """Seconds for which a transaction whose slot is not served is played again."""
         self.multi = False
         self.slot: int | None = None
+        """By which the shard is found: of the first key, watched or queued."""
+        self.queued_slot: int | None = None
         self.lane: Lane | None = None
         self.watching = False
         self.begun = False
@@ -122,8 +124,8 @@ class Transaction:
             self.plane.refuse(self.session.client, "closing a client whose transaction exceeds the query limit")
             return
         self.write = self.write or command.counts_as_write
-        if slot is not None and self.slot is not None and slot != self.slot:
-            self.crossed = True
+        if slot is not None:
+            self._cross(slot)
         if self.lane is not None and self.lane.closed:
             self.displaced = True  # it was lost while nothing was under way on it
         if self.crossed or self.displaced or (slot is None and self.lane is None):
@@ -151,6 +153,16 @@ class Transaction:
             self._answer(request, frame)
 
         self._send(lane, request.raw, replied)
+
+    def _cross(self, slot: int) -> None:
+        """Keys of one slot only; watched ones may have another, as long as the same shard serves both."""
+        if self.queued_slot is None:
+            self.queued_slot = slot
+            elsewhere = self.watching and self.slot is not None and self.lane is not None
+            self.crossed = elsewhere and self.places.shard_of(slot) != self.places.shard_of(self.slot or 0)
+            if not self.crossed:
+                self.slot = slot
+        self.crossed = self.crossed or slot != self.queued_slot
 
     def _begin_on_lane(self) -> None:
         if self.begun:

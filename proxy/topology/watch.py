@@ -104,7 +104,7 @@ class NodeWatch:
         if isinstance(node_id, ReplyError):
             raise ConnectionLost(f"{format_address(self.host, self.port)} is no cluster node: {node_id}")
         self.life = Life.read(node_id.decode(), self.info)
-        self.settings = {} if isinstance(settings, ReplyError) else _flat(settings)
+        self.settings = {} if isinstance(settings, ReplyError) else read_pairs(settings)
         self.moving = not isinstance(nodes, ReplyError) and own_slots(nodes)[1]
         self.view = None
         if not isinstance(shards, ReplyError) and not isinstance(cluster, ReplyError):
@@ -150,6 +150,7 @@ class Interval:
             await hurry.wait()
 
 
-def _flat(value: Any) -> dict[str, str]:
+def read_pairs(value: Any) -> dict[str, str]:
+    """The reply to CONFIG GET, RESP2 or RESP3, as text."""
     pairs = value.items() if isinstance(value, dict) else zip(value[::2], value[1::2], strict=True)
     return {key.decode(): text.decode() for key, text in pairs}
