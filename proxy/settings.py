@@ -121,7 +121,7 @@ class LaneSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     - ``reconnect_min``: seconds before the first attempt to reconnect a lost lane; doubled, with jitter, each time.
       Default 0.05.
     - ``reconnect_max``: most seconds between two attempts. Default 2.
-    - ``held_bytes``: bytes of requests held for one shard, all clients together, while it has no primary. Default 256mb.
+    - ``held_bytes``: bytes of requests held for one shard, all its clients, while it has no primary. Default 256mb.
     - ``held_commands``: commands held for one shard, all its clients together. Default 100000.
     """
 

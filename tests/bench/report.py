@@ -133,6 +133,7 @@ def _about(targets: Sequence[Target], samples: list[Sample], left_out: Sequence[
         "versions": {target.name: target.version for target in targets},
         "left_out": list(left_out),
         "one_shard_targets": [target.name for target in targets if target.one_shard],
+        "rounds": max(sample.round for sample in samples),
         "others_share": median([sample.others_share for sample in samples if not sample.failure] or [0.0]),
     }
 
@@ -245,7 +246,7 @@ def _notes(report: Report) -> list[str]:
     lines = [
         f"{about['date']}; {about['machine']}; Python {about['python']}",
         versions,
-        f"other programs had {about['others_share']:.0%} of the machine (median of the samples)",
+        f"{about['rounds']} rounds; other programs had {about['others_share']:.0%} of the machine (median of the samples)",
     ]
     if about["others_share"] > _BUSY_SHARE:
         lines.append(

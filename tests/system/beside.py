@@ -71,14 +71,24 @@ def answers(port: int) -> bool:
         return False
 
 
+def whole(running: Up) -> list[dict[str, Any]]:
+    """The shards, once each is seen to have a primary (one that was busy with a script is not, for a moment)."""
+
+    def complete() -> list[dict[str, Any]]:
+        shards: list[dict[str, Any]] = running.topology()["shards"]
+        return shards if all(shard["primary"] for shard in shards) else []
+
+    return until(complete, "every shard has a primary")
+
+
 def primaries(running: Up) -> list[str]:
     """Addresses of the primaries, in the order of the shards."""
-    return [shard["primary"]["address"] for shard in running.topology()["shards"]]
+    return [shard["primary"]["address"] for shard in whole(running)]
 
 
 def everybody(running: Up) -> list[str]:
     """Addresses of all nodes, replicas too."""
-    shards = running.topology()["shards"]
+    shards = whole(running)
     return [node["address"] for shard in shards for node in [shard["primary"], *shard["replicas"]]]
 
 
@@ -106,7 +116,7 @@ def on(addresses: Iterable[str], *words: bytes | str | int) -> list[bytes]:
 def moved(running: Up, key: str) -> Iterator[tuple[str, str]]:
     """The slot of ``key`` has just moved to another shard, and moves back in the end: (former owner, new owner)."""
     slot = key_slot(key.encode())
-    shards = running.topology()["shards"]
+    shards = whole(running)
     owner = next(each["primary"] for each in shards if any(low <= slot <= high for low, high in each["slots"]))
     target = next(each["primary"] for each in shards if each["primary"] != owner)
     _migrate(owner, target, slot, key)

@@ -42,7 +42,8 @@ def direct(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes", "logfile": folder / "log"}
+    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes"}
+    options["logfile"] = folder / "log"
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     process = subprocess.Popen([str(get_binary_path()), *words])
     try:

@@ -14,7 +14,7 @@ import redis
 from proxy.codec import key_slot
 from proxy.codec.reply import bulk_value, decode, elements, is_error
 from tests.harness import Up, until
-from tests.system.beside import everybody, moved, node, on, primaries, proxy_beside
+from tests.system.beside import everybody, moved, node, on, primaries, proxy_beside, whole
 from tests.system.wire import Wire
 
 BODY = "return 'of ' .. KEYS[1]"
@@ -273,7 +273,7 @@ def test_a_write_over_shards_that_one_of_them_refuses_says_which_keys_were_not_w
 ) -> None:
     full = primaries(endpoint)[1]
     keys = [f"key:{at}" for at in range(12)]
-    slots = {shard["primary"]["address"]: shard["slots"] for shard in endpoint.topology()["shards"]}
+    slots = {shard["primary"]["address"]: shard["slots"] for shard in whole(endpoint)}
     refused = [key for key in keys if any(low <= key_slot(key.encode()) <= high for low, high in slots[full])]
     assert 0 < len(refused) < 12
     with node(full) as server:
