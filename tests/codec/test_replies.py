@@ -12,7 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy.codec import FramingError, frame_replies, reply
+from proxy.codec import FramingError, reply
+from tests.codec.implementations import Implementation, implementation
+
+PYTHON = implementation("python")
 
 RESP2 = [
     b"+OK\r\n",
@@ -43,7 +46,7 @@ RESP3 = [
 ATTRIBUTED = [b"|1\r\n+ttl\r\n:3\r\n$1\r\nv\r\n", b"*2\r\n|1\r\n+a\r\n*1\r\n:1\r\n+x\r\n:2\r\n", b"|0\r\n|0\r\n*0\r\n"]
 
 
-def feed(pieces: Iterable[bytes]) -> list[bytes]:
+def feed(codec: Implementation, pieces: Iterable[bytes]) -> list[bytes]:
     """What a connection does: keep the rest, respect `missing`."""
     frames: list[bytes] = []
     buffer, state, arrived = b"", None, 0
@@ -52,7 +55,7 @@ def feed(pieces: Iterable[bytes]) -> list[bytes]:
         arrived += len(piece)
         if state and arrived < state.missing:
             continue
-        found, consumed, state = frame_replies(buffer, state)
+        found, consumed, state = codec.frame_replies(buffer, state)
         frames += found
         buffer, arrived = buffer[consumed:], 0
         assert bool(state) == bool(buffer) and (not state or state.missing >= 1)
@@ -85,27 +88,29 @@ values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=5) | st.di
 
 
 @given(st.lists(values, max_size=12), st.lists(st.integers(0, 5000), max_size=8))
-def test_frames_are_cut_where_replies_end_however_they_arrive(sent: list[Any], cuts: list[int]) -> None:
+def test_frames_are_cut_where_replies_end_however_they_arrive(
+    codec: Implementation, sent: list[Any], cuts: list[int]
+) -> None:
     frames = [resp(value) for value in sent]
     stream = b"".join(frames)
     edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
-    assert feed([stream]) == frames
-    assert feed(stream[begin:end] for begin, end in itertools.pairwise(edges)) == frames
+    assert feed(codec, [stream]) == frames
+    assert feed(codec, (stream[begin:end] for begin, end in itertools.pairwise(edges))) == frames
     assert [reply.decode(frame) for frame in frames] == sent
 
 
 @pytest.mark.parametrize("frame", RESP2 + RESP3 + ATTRIBUTED, ids=repr)
-def test_every_type_alone_split_and_in_company(frame: bytes) -> None:
-    assert frame_replies(frame) == ([frame], len(frame), None)
-    assert feed(bytewise(frame)) == [frame]
+def test_every_type_alone_split_and_in_company(codec: Implementation, frame: bytes) -> None:
+    assert codec.frame_replies(frame) == ([frame], len(frame), None)
+    assert feed(codec, bytewise(frame)) == [frame]
     stream = b"+a\r\n" + frame + b"$1\r\nb\r\n"
     for cut in range(len(stream)):
-        assert feed([stream[:cut], stream[cut:]]) == [b"+a\r\n", frame, b"$1\r\nb\r\n"], cut
+        assert feed(codec, [stream[:cut], stream[cut:]]) == [b"+a\r\n", frame, b"$1\r\nb\r\n"], cut
 
 
-def test_all_types_in_one_buffer() -> None:
+def test_all_types_in_one_buffer(codec: Implementation) -> None:
     frames = (RESP2 + RESP3 + ATTRIBUTED) * 300
-    assert feed([b"".join(frames)]) == frames
+    assert feed(codec, [b"".join(frames)]) == frames
 
 
 # hiredis gives sets as Python sets, big numbers as bytes, and raises for errors in arrays: not comparable.
@@ -130,13 +135,13 @@ def test_decode_agrees_with_hiredis(frame: bytes) -> None:
     ],
     ids=repr,
 )
-def test_garbage_is_refused_at_once_and_what_stood_before_it_is_kept(garbage: bytes) -> None:
+def test_garbage_is_refused_at_once_and_what_stood_before_it_is_kept(codec: Implementation, garbage: bytes) -> None:
     with pytest.raises(FramingError):
-        feed([garbage])
+        feed(codec, [garbage])
     with pytest.raises(FramingError):
-        feed(bytewise(garbage))
+        feed(codec, bytewise(garbage))
     with pytest.raises(FramingError) as caught:
-        feed([b"+a\r\n$1\r\nb\r\n" + garbage])
+        feed(codec, [b"+a\r\n$1\r\nb\r\n" + garbage])
     assert caught.value.frames == [b"+a\r\n", b"$1\r\nb\r\n"]
 
 
@@ -150,14 +155,14 @@ soup = st.lists(
 @given(soup.map(b"".join))
 @settings(max_examples=300)
 @example(b"$1\r\na\r\r\n")
-def test_whatever_the_bytes_pieces_and_the_whole_agree(stream: bytes) -> None:
+def test_whatever_the_bytes_pieces_and_the_whole_agree(codec: Implementation, stream: bytes) -> None:
     def outcome(pieces: Iterable[bytes]) -> tuple[list[bytes], bool]:
         frames: list[bytes] = []
         buffer, state = b"", None
         for piece in pieces:
             buffer += piece
             try:
-                found, consumed, state = frame_replies(buffer, state)
+                found, consumed, state = codec.frame_replies(buffer, state)
             except FramingError as error:
                 return frames + error.frames, True
             frames += found
@@ -167,19 +172,19 @@ def test_whatever_the_bytes_pieces_and_the_whole_agree(stream: bytes) -> None:
     assert outcome(bytewise(stream)) == outcome([stream])
 
 
-def test_missing_is_exact_for_a_bulk() -> None:
-    _, _, state = frame_replies(b"$100000\r\nabc")
+def test_missing_is_exact_for_a_bulk(codec: Implementation) -> None:
+    _, _, state = codec.frame_replies(b"$100000\r\nabc")
     assert state is not None and state.missing == 100000 - 3 + 2
-    _, _, state = frame_replies(b"*2\r\n$5\r\nabcde")
+    _, _, state = codec.frame_replies(b"*2\r\n$5\r\nabcde")
     assert state is not None and state.missing == 2
     # Called too early, it still knows.
-    _, _, again = frame_replies(b"*2\r\n$5\r\nabcde\r", state)
+    _, _, again = codec.frame_replies(b"*2\r\n$5\r\nabcde\r", state)
     assert again is not None and again.missing == 1
 
 
-def test_nesting_needs_no_stack() -> None:
+def test_nesting_needs_no_stack(codec: Implementation) -> None:
     deep = b"*1\r\n" * 200_000 + b":1\r\n"
-    assert feed([deep]) == [deep]
+    assert feed(codec, [deep]) == [deep]
     with pytest.raises(FramingError, match="deeper"):
         reply.decode(deep)
     allowed = b"*1\r\n" * 1000 + b":1\r\n"
@@ -216,7 +221,7 @@ def work_of(stream: bytes, piece: int, *, forget: bool = False) -> int:
     Counted.work = 0
     state = None
     for end in range(piece, len(stream) + piece, piece):
-        frames, _, state = frame_replies(Counted(stream[:end]), None if forget else state)
+        frames, _, state = PYTHON.frame_replies(Counted(stream[:end]), None if forget else state)
     assert frames == [stream]
     return Counted.work
 
@@ -242,12 +247,12 @@ def test_a_long_line_is_searched_once() -> None:
     assert work_of(stream, 1) < 40 * len(stream)
 
 
-def test_a_million_elements_in_pieces() -> None:
+def test_a_million_elements_in_pieces(codec: Implementation) -> None:
     stream = b"*1000000\r\n" + b"$1\r\nx\r\n" * 1_000_000
     buffer, state = b"", None
     for at in range(0, len(stream), 65536):
         buffer += stream[at : at + 65536]
-        frames, _, state = frame_replies(buffer, state)
+        frames, _, state = codec.frame_replies(buffer, state)
     assert frames == [stream] and state is None
 
 
@@ -275,9 +280,9 @@ def test_builders_in_both_protocols() -> None:
 
 
 @pytest.mark.parametrize("text", ["ERR a\r\nb", b"ERR a\r\nb"])
-def test_line_breaks_cannot_leave_an_error(text: str | bytes) -> None:
+def test_line_breaks_cannot_leave_an_error(codec: Implementation, text: str | bytes) -> None:
     frame = reply.error(text)
-    assert frame == b"-ERR a  b\r\n" and frame_replies(frame)[0] == [frame]
+    assert frame == b"-ERR a  b\r\n" and codec.frame_replies(frame)[0] == [frame]
     assert reply.decode(frame) == reply.Error("ERR a  b")
     assert reply.decode(frame).code == "ERR"
     assert reply.simple("a\nb") == b"+a b\r\n"

@@ -24,8 +24,10 @@ from proxy.codec import (
     decode_request,
     encode_request,
     key_slot,
-    parse_requests,
 )
+from tests.codec.implementations import Implementation, implementation
+
+PYTHON = implementation("python")
 
 GET, SET, MULTI, KEYS, OBJECT, WAIT = range(1, 7)
 TABLE = ParseTable(
@@ -44,7 +46,7 @@ TIGHT = TABLE.with_limits(Limits(max_arguments=9, max_bulk=40, max_inline=60, la
 TABLES = pytest.mark.parametrize("table", [TABLE, GENERAL], ids=["windowed", "general"])
 
 
-def feed(pieces: Iterable[bytes], table: ParseTable = TABLE) -> list[Command]:
+def feed(codec: Implementation, pieces: Iterable[bytes], table: ParseTable = TABLE) -> list[Command]:
     """What a connection does: keep the rest, respect `missing`, go on behind barriers at once."""
     commands: list[Command] = []
     buffer = b""
@@ -54,7 +56,7 @@ def feed(pieces: Iterable[bytes], table: ParseTable = TABLE) -> list[Command]:
         buffer += piece
         due -= len(piece)
         while buffer and due <= 0:
-            found, consumed, state = parse_requests(buffer, table, state)
+            found, consumed, state = codec.parse_requests(buffer, table, state)
             commands += found
             if found and found[-1][0] == BROKEN:
                 assert consumed == len(buffer)
@@ -92,8 +94,8 @@ streams = st.lists(requests.map(encode_request) | blanks | inline, max_size=12).
 
 
 @given(st.lists(requests, max_size=30))
-def test_every_request_is_reported_once_in_order_with_its_slot(sent: list[list[bytes]]) -> None:
-    commands = feed([b"".join(map(encode_request, sent))])
+def test_every_request_is_reported_once_in_order_with_its_slot(codec: Implementation, sent: list[list[bytes]]) -> None:
+    commands = feed(codec, [b"".join(map(encode_request, sent))])
     assert [decode_request(raw) for _, _, raw in commands] == sent
     for (slot, command_id, raw), arguments in zip(commands, sent, strict=True):
         entry = TABLE.names.get(arguments[0].lower(), (UNKNOWN, 0, OTHER))
@@ -103,18 +105,18 @@ def test_every_request_is_reported_once_in_order_with_its_slot(sent: list[list[b
 
 
 @given(streams, st.lists(st.integers(0, 2000), max_size=8))
-def test_splits_do_not_matter(stream: bytes, cuts: list[int]) -> None:
+def test_splits_do_not_matter(codec: Implementation, stream: bytes, cuts: list[int]) -> None:
     edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
     pieces = [stream[begin:end] for begin, end in itertools.pairwise(edges)]
-    whole = feed([stream])
-    assert feed(pieces) == whole
-    assert feed(pieces, GENERAL) == whole
+    whole = feed(codec, [stream])
+    assert feed(codec, pieces) == whole
+    assert feed(codec, pieces, GENERAL) == whole
 
 
 @given(streams)
 @settings(max_examples=40)
-def test_byte_by_byte_equals_whole(stream: bytes) -> None:
-    assert feed(stream[at : at + 1] for at in range(len(stream))) == feed([stream])
+def test_byte_by_byte_equals_whole(codec: Implementation, stream: bytes) -> None:
+    assert feed(codec, (stream[at : at + 1] for at in range(len(stream)))) == feed(codec, [stream])
 
 
 # Mutated requests: whatever the bytes are, pieces and the whole agree, errors included.
@@ -145,16 +147,16 @@ soup = st.lists(
 @settings(max_examples=300)
 @example(b"*1\r\n$3\r\nGET\r\r")
 @example(b"*2\r\n$3\r\nGET\r\n\r")
-def test_malformed_input_gives_the_same_however_it_is_split(stream: bytes) -> None:
-    whole = feed([stream])
+def test_malformed_input_gives_the_same_however_it_is_split(codec: Implementation, stream: bytes) -> None:
+    whole = feed(codec, [stream])
     for table in (TABLE, GENERAL):
-        assert feed([stream], table) == whole
-        assert feed((stream[at : at + 1] for at in range(len(stream))), table) == whole
-    assert feed([stream], TIGHT) == feed((stream[at : at + 1] for at in range(len(stream))), TIGHT)
+        assert feed(codec, [stream], table) == whole
+        assert feed(codec, (stream[at : at + 1] for at in range(len(stream))), table) == whole
+    assert feed(codec, [stream], TIGHT) == feed(codec, (stream[at : at + 1] for at in range(len(stream))), TIGHT)
 
 
 @TABLES
-def test_every_two_way_split_of_a_mixed_stream(table: ParseTable) -> None:
+def test_every_two_way_split_of_a_mixed_stream(codec: Implementation, table: ParseTable) -> None:
     stream = b"".join(
         [
             encode_request([b"SET", b"a{b}\r\n$1", bytes(range(256))]),
@@ -165,49 +167,49 @@ def test_every_two_way_split_of_a_mixed_stream(table: ParseTable) -> None:
             encode_request([b"GET", b"k"]),
         ]
     )
-    whole = feed([stream], table)
+    whole = feed(codec, [stream], table)
     assert len(whole) == 5
     for cut in range(len(stream)):
-        assert feed([stream[:cut], stream[cut:]], table) == whole, cut
+        assert feed(codec, [stream[:cut], stream[cut:]], table) == whole, cut
 
 
 @TABLES
-def test_parsing_stops_behind_a_barrier_and_goes_on_when_called_again(table: ParseTable) -> None:
+def test_parsing_stops_behind_a_barrier_and_goes_on_when_called_again(codec: Implementation, table: ParseTable) -> None:
     get = encode_request([b"GET", b"a"])
     multi = encode_request([b"multi"])
-    commands, consumed, state = parse_requests(get + multi + get + b"*1", table)
+    commands, consumed, state = codec.parse_requests(get + multi + get + b"*1", table)
     assert [command[:2] for command in commands] == [(key_slot(b"a"), GET), (CONTROL, MULTI)]
     assert (consumed, state) == (len(get + multi), None)
-    commands, consumed, state = parse_requests(get + b"*1", table)
+    commands, consumed, state = codec.parse_requests(get + b"*1", table)
     assert len(commands) == 1 and consumed == len(get) and state is not None
 
 
 @pytest.mark.parametrize("max_arguments", [1024 * 1024, 5000], ids=["windowed", "general"])
-def test_a_large_request_is_a_barrier_of_its_own(max_arguments: int) -> None:
+def test_a_large_request_is_a_barrier_of_its_own(codec: Implementation, max_arguments: int) -> None:
     table = TABLE.with_limits(Limits(large_request=100, max_arguments=max_arguments))
     fits, large = encode_request([b"GET", b"k" * 80]), encode_request([b"GET", b"k" * 81])
     assert (len(fits), len(large)) == (100, 101)
-    commands, consumed, _ = parse_requests(fits + large + fits, table)
+    commands, consumed, _ = codec.parse_requests(fits + large + fits, table)
     assert [command[:2] for command in commands] == [(key_slot(b"k" * 80), GET), (LARGE, GET)]
     assert consumed == 201 and commands[1][2] == large
-    assert parse_requests(b"keys " + b"x" * 200 + b"\r\n", table)[0][0][:2] == (LARGE, KEYS)
-    assert parse_requests(encode_request([b"what", b"x" * 200]), table)[0][0][:2] == (LARGE, UNKNOWN)
-    assert parse_requests(encode_request([b"MULTI", b"x" * 200]), table)[0][0][:2] == (CONTROL, MULTI)
+    assert codec.parse_requests(b"keys " + b"x" * 200 + b"\r\n", table)[0][0][:2] == (LARGE, KEYS)
+    assert codec.parse_requests(encode_request([b"what", b"x" * 200]), table)[0][0][:2] == (LARGE, UNKNOWN)
+    assert codec.parse_requests(encode_request([b"MULTI", b"x" * 200]), table)[0][0][:2] == (CONTROL, MULTI)
 
 
-def test_missing_is_exact_for_a_bulk() -> None:
+def test_missing_is_exact_for_a_bulk(codec: Implementation) -> None:
     stream = encode_request([b"SET", b"k", b"v" * 50_000])
     for cut, missing in ((40, len(stream) - 40), (len(stream) - 1, 1), (len(stream) - 2, 2)):
-        commands, consumed, state = parse_requests(stream[:cut], TABLE)
+        commands, consumed, state = codec.parse_requests(stream[:cut], TABLE)
         assert state is not None
         assert (commands, consumed, state.missing) == ([], 0, missing)
-    commands, _, _ = parse_requests(stream, TABLE, state)
+    commands, _, _ = codec.parse_requests(stream, TABLE, state)
     assert commands[0][2] == stream
 
 
-def test_names_that_clients_send_never_enter_the_table() -> None:
+def test_names_that_clients_send_never_enter_the_table(codec: Implementation) -> None:
     before = dict(TABLE.names)
-    feed([b"".join(encode_request([b"Name%d" % number, b"k"]) for number in range(500)), b"gET k\r\nGeT k\r\n"])
+    feed(codec, [b"".join(encode_request([b"Name%d" % number, b"k"]) for number in range(500)), b"gET k\r\nGeT k\r\n"])
     assert TABLE.names == before
 
 
@@ -243,18 +245,18 @@ UNAUTHENTICATED = TABLE.with_limits(Limits(unauthenticated=True))
         (b"*1\r\n$" + b"1" * 60, TIGHT, b"too big bulk count string"),
     ],
 )
-def test_limits(stream: bytes, table: ParseTable, message: bytes) -> None:
+def test_limits(codec: Implementation, stream: bytes, table: ParseTable, message: bytes) -> None:
     expected: list[Command] = [(BROKEN, 0, b"ERR Protocol error: " + message)]
-    assert feed([stream], table) == expected
-    assert feed((stream[at : at + 1] for at in range(len(stream))), table) == expected
+    assert feed(codec, [stream], table) == expected
+    assert feed(codec, (stream[at : at + 1] for at in range(len(stream))), table) == expected
     get = encode_request([b"GET", b"k"])
-    assert feed([get + stream + get], table) == [(key_slot(b"k"), GET, get), *expected]
+    assert feed(codec, [get + stream + get], table) == [(key_slot(b"k"), GET, get), *expected]
 
 
-def test_what_is_just_inside_the_limits_passes() -> None:
+def test_what_is_just_inside_the_limits_passes(codec: Implementation) -> None:
     arguments = [b"get", *[b"k" * 16384] * 9]
-    assert feed([encode_request(arguments)], UNAUTHENTICATED)[0][2] == encode_request(arguments)
-    assert feed([b"x" * 60 + b"\n"], TIGHT)[0][:2] == (LARGE, UNKNOWN)
+    assert feed(codec, [encode_request(arguments)], UNAUTHENTICATED)[0][2] == encode_request(arguments)
+    assert feed(codec, [b"x" * 60 + b"\n"], TIGHT)[0][:2] == (LARGE, UNKNOWN)
 
 
 class Counted(bytes):
@@ -285,7 +287,7 @@ def work_of(stream: bytes, piece: int, *, forget: bool = False) -> int:
     Counted.work = 0
     state = None
     for end in range(piece, len(stream) + piece, piece):
-        commands, _, state = parse_requests(Counted(stream[:end]), TABLE, None if forget else state)
+        commands, _, state = PYTHON.parse_requests(Counted(stream[:end]), TABLE, None if forget else state)
     assert commands[0][2] == stream and state is None
     return Counted.work
 
@@ -307,19 +309,19 @@ def test_an_unfinished_line_is_searched_once() -> None:
         Counted.work = 0
         state = None
         for at in range(1, len(line) + 1):
-            commands, _, state = parse_requests(Counted(line[:at]), TABLE, state)
+            commands, _, state = PYTHON.parse_requests(Counted(line[:at]), TABLE, state)
         assert len(commands) == 1
         # Some dozen bytes of fixed work a call; searched anew at each it would be 200 million.
         assert Counted.work < 40 * len(line)
 
 
-def test_a_million_arguments_in_pieces_of_64_kilobytes() -> None:
+def test_a_million_arguments_in_pieces_of_64_kilobytes(codec: Implementation) -> None:
     arguments = [b"DEL", *[b"%d" % number for number in range(1024 * 1024 - 1)]]
     stream = encode_request(arguments)
     buffer, state, largest = b"", None, 0
     for at in range(0, len(stream), 65536):
         buffer += stream[at : at + 65536]
-        commands, _, state = parse_requests(buffer, TABLE, state)
+        commands, _, state = codec.parse_requests(buffer, TABLE, state)
         largest = max(largest, len(repr(state)))
     assert commands == [(LARGE, UNKNOWN, stream)] and largest < 300
     assert decode_request(stream) == arguments

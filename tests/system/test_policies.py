@@ -279,12 +279,12 @@ def test_a_write_over_shards_that_one_of_them_refuses_says_which_keys_were_not_w
     with node(full) as server:
         server.config_set("maxmemory", 1)
         try:
-            reply = wire.call("MSET", *(word for key in keys for word in (key, "v"))).decode()
-            assert reply.startswith(f"-OOM partial write: {len(refused)} of 12 keys not written (")
-            assert all((f'"{key}"' in reply) == (key in refused) for key in keys)
+            partial = wire.call("MSET", *(word for key in keys for word in (key, "v"))).decode()
+            assert partial.startswith(f"-OOM partial write: {len(refused)} of 12 keys not written (")
+            assert all((f'"{key}"' in partial) == (key in refused) for key in keys)
             assert [decode(wire.call("EXISTS", key)) for key in keys] == [int(key not in refused) for key in keys]
-            whole = wire.call("MSET", *(word for key in refused for word in (key, "v")))
-            assert whole.startswith(b"-OOM command not allowed")
+            reply = wire.call("MSET", *(word for key in refused for word in (key, "v")))
+            assert reply.startswith(b"-OOM command not allowed")
         finally:
             server.config_set("maxmemory", 0)
     assert wire.call("MSET", *(word for key in keys for word in (key, "v"))) == b"+OK\r\n"
