@@ -14,7 +14,7 @@ import trio
 
 from proxy import __version__
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Life, Stamp
-from proxy.acks.rounds import Primary
+from proxy.acks.primary import Primary
 from proxy.acks.wait import Acks
 from proxy.codec import IMPLEMENTATION
 from proxy.codec import Limits as CodecLimits
@@ -34,19 +34,15 @@ from proxy.settings import ProxySettings, split_address
 from proxy.topology.cluster import Cluster
 from proxy.topology.lanes import Lanes
 from proxy.topology.redirects import WATCHED, Redirects
-from proxy.topology.watch import NodeWatch, read_pairs
-from shard.client import ConnectionLost, ControlConnection, Credentials, ReplyError, format_address
+from proxy.topology.trust import Trust
+from shard.client import ConnectionLost, ControlConnection, Credentials, format_address
 
 TURNS = 8  # turns of the data plane per wake of its trio task, while there is something to do
 ACCEPT_AGAIN = 0.1  # seconds without accepting after the process ran out of descriptors
 SAY_AGAIN = 60.0  # seconds before it is said again that it has run out of them
 READY_LOOK = 0.02  # seconds between two looks whether every shard answers, while starting
 SPARE_FILES = 1024  # descriptors kept for lanes, control connections, logs and the admin port
-REPLICA_PATIENCE = 0.05  # seconds a replica has to tell its settings behind a WAITAOF, which has waited already
 IDLE_LOOK = 1.0  # seconds between two looks for idle clients
-FIRST_FIXED_REDIS = (8, 2)
-"""The first Redis that acknowledges WAITAOF only behind the fsync with ``appendfsync everysec`` (redis#13793)."""
-
 OF_UNKNOWN_OUTCOME = Incarnation(Life("", "", "master", "", NO_SECOND_ID))
 """Stands in a session's memory for a write that nobody can answer for any more."""
 OF_UNKNOWN_OUTCOME.ended = True
@@ -75,6 +71,7 @@ class Server:
             moving=lambda: self.redirects.unsettle(),
             amiss=lambda: not self.ready,
         )
+        self.trust = Trust(self.cluster)
         self.acks = Acks(
             connect=self._connect_primary,
             distrust=self._distrust,
@@ -119,7 +116,6 @@ class Server:
         self._accept_again = trio.Event()
         self._slow_clients = 0
         self._say_again = 0.0
-        self._replicas: dict[tuple[str, int], ControlConnection] = {}
 
     # -- running -------------------------------------------------------------------------------------
     async def run(self, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> None:
@@ -137,8 +133,7 @@ class Server:
                 nursery.start_soon(self._close_idle)
                 task_status.started(self)
         finally:
-            for connection in self._replicas.values():
-                connection.abort()
+            self.trust.close()
             self.plane.close()
             listener.close()
 
@@ -253,47 +248,9 @@ class Server:
             self.cluster.hint()
             raise
 
-    async def _distrust(self, index: int, primary: Primary) -> str | None:
-        """Why a shard's WAITAOF cannot be believed: acknowledged before the fsync, or settings that cannot be read."""
-        if self.settings.acks.untrusted_waitaof == "pass":
-            return None
-        shard = self.cluster.shard(index)
-        if shard is None:
-            return None
-        address = primary.main.address
-        try:
-            settings = await primary.main.call("CONFIG", "GET", "append*")
-        except ReplyError:
-            return _unread(shard, address)
-        fields = dict(zip(settings[::2], settings[1::2], strict=True))
-        if _acknowledges_early(primary.engine, primary.version, fields[b"appendonly"], fields[b"appendfsync"]):
-            return _untrusted(shard, address, primary.engine, primary.version)
-        for replica in shard.replicas:
-            watch = self.cluster.watch_of(replica)
-            if replica.health == "fail" or watch is None:
-                continue  # its primary does not count it
-            name = format_address(*replica.address)
-            asked = await self._settings_of(watch)
-            if not asked:
-                return _unread(shard, name)
-            appendonly, appendfsync = asked.get("appendonly", "").encode(), asked.get("appendfsync", "").encode()
-            if _acknowledges_early(watch.engine, watch.version, appendonly, appendfsync):
-                return _untrusted(shard, name, watch.engine, watch.version)
-        return None
-
-    async def _settings_of(self, watch: NodeWatch) -> dict[str, str]:
-        """A replica's AOF settings now; those last known when it does not answer: it acknowledges nothing then."""
-        with trio.move_on_after(REPLICA_PATIENCE if watch.alive else 0):
-            try:
-                connection = self._replicas.get(watch.address)
-                if connection is None or connection.closed:
-                    connection = self._replicas[watch.address] = await self.cluster.connect(*watch.address)
-                watch.settings = read_pairs(await connection.call("CONFIG", "GET", "append*"))
-            except ReplyError:
-                return {}
-            except ConnectionLost:
-                pass
-        return watch.settings
+    async def _distrust(self, shard: int, primary: Primary) -> str | None:
+        passes = self.settings.acks.untrusted_waitaof == "pass"
+        return None if passes else await self.trust.distrust(shard, primary)
 
     def _lost_write(self, client: Client, lane: Lane) -> None:
         """Whether the write ran is not known: no later WAIT of the session may count it."""
@@ -488,22 +445,3 @@ def _same_node(one: Node | None, other: Node | None) -> bool:
     if one.address != other.address:
         return False
     return one.node_id == other.node_id or not one.node_id or not other.node_id
-
-
-def _acknowledges_early(engine: str, version: str, appendonly: bytes, appendfsync: bytes) -> bool:
-    if appendonly != b"yes" or appendfsync != b"everysec":
-        return False
-    numbers = tuple(int(word) for word in version.split(".") if word.isdigit())
-    return engine != "redis" or numbers < FIRST_FIXED_REDIS
-
-
-def _unread(shard: Shard, node: str) -> str:
-    return f"ERR WAITAOF: the settings of {node} (shard {shard.id.decode()}) are unknown; allow CONFIG GET"
-
-
-def _untrusted(shard: Shard, node: str, engine: str, version: str) -> str:
-    return (
-        f"ERR WAITAOF cannot be believed on shard {shard.id.decode()}: {node} has appendfsync everysec, with which "
-        f"{engine} {version} acknowledges before the fsync; set appendfsync always there, "
-        "or acks.untrusted_waitaof: pass to take the engine's word"
-    )

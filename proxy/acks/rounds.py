@@ -11,151 +11,26 @@ import bisect
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 import trio
 
-from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Incarnations, Life, own_slots, parse_info
+from proxy.acks.incarnation import NO_SECOND_ID, Incarnations, Life, own_slots, parse_info
+from proxy.acks.primary import KICK_AGAIN, Demoted, Primary
+from proxy.acks.waiters import MarkerRefused, Shared, Verdict, Waiter
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 
 MARKER = bytes.fromhex("0a005d9b5c400f7fa2da")
 """An empty FUNCTION payload (RDB version 10, CRC): restoring it changes nothing and raises the offset."""
-KICK = ("WAIT", 2147483647, 0)
-"""More replicas than there are, for ever: it makes the primary ask every replica for an acknowledgment."""
 MARKER_LANES = 4
 """Connections that may each hold one WAITAOF round; with the two of WAIT, six ack lanes a shard."""
 POLL_FIRST = 0.0002  # seconds; acknowledgments take 0.3 ms on a quiet link
 POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
-KICK_AGAIN = 1.0  # seconds; replicas speak on their own once a second, so this is no more than a reminder
 RETRY = 0.05  # seconds between attempts to reach a shard's primary
 RAISE_AFTER = 0.02  # seconds for which a marker stands before the same lane carries another
 NOT_NOW = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
 """Errors that say that the node is no primary, or not yet: whoever is will be asked."""
 SAMPLES = 256  # offsets remembered, so that sessions which wait twice keep their threshold
-
-
-T = TypeVar("T")
-
-
-class MarkerRefused(Exception):
-    """The shard did not take the marker (OOM, NOREPLICAS, NOPERM ...): what is fsynced cannot be known."""
-
-
-class Demoted(ConnectionLost):
-    """The node says itself that it is no primary any more."""
-
-
-class Gate:
-    """Opens when so many waiters have enough, or one of them failed."""
-
-    __slots__ = ("_event", "_left", "failure")
-
-    def __init__(self, waiters: int) -> None:
-        self._left = waiters
-        self._event = trio.Event()
-        self.failure: Exception | None = None
-        if not waiters:
-            self._event.set()
-
-    def enough(self) -> None:
-        self._left -= 1
-        if self._left <= 0:
-            self._event.set()
-
-    def fail(self, failure: Exception) -> None:
-        self.failure = self.failure or failure
-        self._event.set()
-
-    async def wait(self) -> None:
-        await self._event.wait()
-
-
-class Waiter:
-    """One session's question to one shard, and the counts it has so far."""
-
-    __slots__ = ("count", "done", "gate", "local", "threshold", "want", "want_local")
-
-    def __init__(self, gate: Gate, want: int, want_local: int, threshold: int | None) -> None:
-        self.gate = gate
-        self.want = want
-        self.want_local = want_local
-        self.threshold = threshold
-        """The offset to be acknowledged; None until one is sampled for it."""
-        self.count = 0
-        self.local = 0
-        self.done = False
-
-    def see(self, count: int, local: int = 0) -> bool:
-        """Take in the present counts; True when they are enough."""
-        self.count = count
-        self.local = local
-        if not self.done and count >= self.want and local >= self.want_local:
-            self.done = True
-            self.gate.enough()
-        return self.done
-
-    def fail(self, failure: Exception) -> None:
-        self.done = True
-        self.gate.fail(failure)
-
-
-class Verdict(NamedTuple):
-    """What was read behind the counts."""
-
-    incarnation: Incarnation | None
-    """The life now in charge; None when the node is no primary any more."""
-    generation: int
-    moving: bool
-    """A slot of the shard is on its way out or in."""
-    untrusted: str | None
-    """Why the shard's WAITAOF cannot be believed; None when it can."""
-
-
-class Run(Generic[T]):
-    """One call that many share."""
-
-    __slots__ = ("done", "failure", "result")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.result: T | None = None
-        self.failure: Exception | None = None
-
-
-class Shared(Generic[T]):
-    """Many callers, one call: those who come while a run is under way share the next.
-
-    The runs belong to :meth:`serve`: a caller that goes away takes nobody's run, nor its connection, along.
-    """
-
-    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
-        self._work = work
-        self._next: Run[T] | None = None
-        self._wanted = trio.Event()
-
-    async def serve(self) -> None:
-        """Run what is asked for, for ever."""
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            while self._next is not None:
-                run, self._next = self._next, None
-                try:
-                    run.result = await self._work()
-                except Exception as error:
-                    run.failure = error
-                run.done.set()
-
-    async def fresh(self) -> T:
-        """The result of a run that began after this call.  Raises what the run raised."""
-        if self._next is None:
-            self._next = Run()
-            self._wanted.set()
-        run = self._next
-        await run.done.wait()
-        if run.failure is not None:
-            raise run.failure
-        return run.result  # type: ignore[return-value]
 
 
 class MarkerRound:
@@ -167,41 +42,6 @@ class MarkerRound:
         self.connection = connection
         self.primary = primary
         self.waiters: list[Waiter] = []
-
-
-class Primary:
-    """The ack lanes to one primary: ``main`` looks, ``kicker`` is kept blocked; neither ever writes."""
-
-    def __init__(self, main: ControlConnection, kicker: ControlConnection, node_id: str, info: dict[str, str]) -> None:
-        self.main = main
-        self.kicker = kicker
-        self.node_id = node_id
-        self.run_id = info.get("run_id", "")
-        self.kicker_id = 0
-        self.engine = "valkey" if "valkey_version" in info else "redis"
-        self.version = info.get("valkey_version") or info.get("redis_version", "")
-        self.kicked = -KICK_AGAIN
-        self.free: list[ControlConnection] = []
-        self.lanes = 0
-
-    async def look(self) -> tuple[int, list[int]]:
-        """The stream's offset and what each online replica acknowledged.  Raises ``Demoted``, ``ConnectionLost``."""
-        role = await self.main.call("ROLE")
-        if role[0] != b"master":
-            raise Demoted("the node is not a primary any more")
-        return int(role[1]), [int(replica[2]) for replica in role[2]]
-
-    async def kick(self) -> None:
-        """Ask the replicas to acknowledge what was sampled before this call."""
-        self.kicked = trio.current_time()
-        if self.kicker.pending:
-            await self.main.call("CLIENT", "UNBLOCK", self.kicker_id)
-            await self.kicker.receive()
-        await self.kicker.send(*KICK)
-
-    def close(self) -> None:
-        for connection in (self.main, self.kicker, *self.free):
-            connection.abort()
 
 
 class ShardRounds:

@@ -11,7 +11,9 @@ import trio
 
 from proxy.acks.arguments import Asked
 from proxy.acks.incarnation import Incarnation, Incarnations, Stamp
-from proxy.acks.rounds import Gate, MarkerRefused, Primary, ShardRounds, Verdict, Waiter
+from proxy.acks.primary import Primary
+from proxy.acks.rounds import ShardRounds
+from proxy.acks.waiters import Gate, MarkerRefused, Verdict, Waiter
 from proxy.codec.reply import array, error, integer
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 

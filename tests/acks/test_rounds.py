@@ -14,7 +14,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from proxy.acks.incarnation import Incarnations
-from proxy.acks.rounds import MARKER_LANES, Gate, Primary, ShardRounds, Shared, Waiter
+from proxy.acks.primary import Primary
+from proxy.acks.rounds import MARKER_LANES, ShardRounds
+from proxy.acks.waiters import Gate, Shared, Waiter
 from shard.client import ConnectionLost, ControlConnection
 from tests.harness import PATIENCE_S, Up
 

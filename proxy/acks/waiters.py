@@ -1,0 +1,129 @@
+"""Those who wait for a shard's acknowledgments, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Generic, NamedTuple, TypeVar
+
+import trio
+
+from proxy.acks.incarnation import Incarnation
+
+T = TypeVar("T")
+
+
+class MarkerRefused(Exception):
+    """The shard did not take the marker (OOM, NOREPLICAS, NOPERM ...): what is fsynced cannot be known."""
+
+
+class Gate:
+    """Opens when so many waiters have enough, or one of them failed."""
+
+    __slots__ = ("_event", "_left", "failure")
+
+    def __init__(self, waiters: int) -> None:
+        self._left = waiters
+        self._event = trio.Event()
+        self.failure: Exception | None = None
+        if not waiters:
+            self._event.set()
+
+    def enough(self) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            self._event.set()
+
+    def fail(self, failure: Exception) -> None:
+        self.failure = self.failure or failure
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+class Waiter:
+    """One session's question to one shard, and the counts it has so far."""
+
+    __slots__ = ("count", "done", "gate", "local", "threshold", "want", "want_local")
+
+    def __init__(self, gate: Gate, want: int, want_local: int, threshold: int | None) -> None:
+        self.gate = gate
+        self.want = want
+        self.want_local = want_local
+        self.threshold = threshold
+        """The offset to be acknowledged; None until one is sampled for it."""
+        self.count = 0
+        self.local = 0
+        self.done = False
+
+    def see(self, count: int, local: int = 0) -> bool:
+        """Take in the present counts; True when they are enough."""
+        self.count = count
+        self.local = local
+        if not self.done and count >= self.want and local >= self.want_local:
+            self.done = True
+            self.gate.enough()
+        return self.done
+
+    def fail(self, failure: Exception) -> None:
+        self.done = True
+        self.gate.fail(failure)
+
+
+class Verdict(NamedTuple):
+    """What was read behind the counts."""
+
+    incarnation: Incarnation | None
+    """The life now in charge; None when the node is no primary any more."""
+    generation: int
+    moving: bool
+    """A slot of the shard is on its way out or in."""
+    untrusted: str | None
+    """Why the shard's WAITAOF cannot be believed; None when it can."""
+
+
+class Run(Generic[T]):
+    """One call that many share."""
+
+    __slots__ = ("done", "failure", "result")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.result: T | None = None
+        self.failure: Exception | None = None
+
+
+class Shared(Generic[T]):
+    """Many callers, one call: those who come while a run is under way share the next.
+
+    The runs belong to :meth:`serve`: a caller that goes away takes nobody's run, nor its connection, along.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        self._work = work
+        self._next: Run[T] | None = None
+        self._wanted = trio.Event()
+
+    async def serve(self) -> None:
+        """Run what is asked for, for ever."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            while self._next is not None:
+                run, self._next = self._next, None
+                try:
+                    run.result = await self._work()
+                except Exception as error:
+                    run.failure = error
+                run.done.set()
+
+    async def fresh(self) -> T:
+        """The result of a run that began after this call.  Raises what the run raised."""
+        if self._next is None:
+            self._next = Run()
+            self._wanted.set()
+        run = self._next
+        await run.done.wait()
+        if run.failure is not None:
+            raise run.failure
+        return run.result  # type: ignore[return-value]
