@@ -26,8 +26,11 @@ def for_this_run(block: str, running: Up) -> str:
     port = running.redis_url.rpartition(":")[2]
     lines = [line for line in block.splitlines() if "pip install" not in line]
     text = "\n".join(lines).replace("6379", port)
-    text = text.replace(".venv/bin/ackgate status", f"{python} -m proxy status --admin {running.admin_url}")
-    return text.replace(".venv/bin/python", python)
+    programs = {  # all at once: a path of this run may hold one of the names
+        ".venv/bin/ackgate status": f"{python} -m proxy status --admin {running.admin_url}",
+        ".venv/bin/python": python,
+    }
+    return re.sub("|".join(map(re.escape, programs)), lambda found: programs[found[0]], text)
 
 
 def typed(block: str, running: Up) -> str:
