@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 RECEIVE = 64 * 1024  # bytes per read; an unfinished large value is read in larger pieces
 RECEIVE_LARGE = 1 << 20
 SET_ASIDE = 64 * 1024  # bytes scanned of an unfinished request above which they are not copied with every read
+READABLE = select.EPOLLIN
 UNREAD = 64 * 1024  # bytes kept of a client that stands behind a barrier before it is not read any more
 SLOW = 1 << 20  # bytes of replies waiting for a client above which it is not read
 
@@ -319,7 +320,7 @@ class Client:
         if self.out and self._unsent is None:
             out = self.out
             self.out = []
-            self._send(memoryview(out[0] if len(out) == 1 else b"".join(out)))
+            self._send(out[0] if len(out) == 1 else b"".join(out))
             if self.closed:
                 return
         if self.pending == 0:
@@ -328,7 +329,8 @@ class Client:
             if self._draining:
                 self._finish()
                 return
-        self._try_barrier()
+        if self._barrier is not None:
+            self._try_barrier()
         if (self._chunks or self._eof) and not self._stopped:
             self.plane.ready.append(self)
         elif not self.closed:
@@ -357,7 +359,7 @@ class Client:
             if self.out_bytes > self.plane.limits.output:
                 self._refuse("closing a client that does not read its replies")
 
-    def _send(self, data: memoryview) -> None:
+    def _send(self, data: bytes | memoryview) -> None:
         try:
             count = self.sock.send(data)
         except BlockingIOError:
@@ -367,7 +369,7 @@ class Client:
             return
         self.plane.counters.bytes_out += count
         if count < len(data):
-            self._unsent = data[count:]
+            self._unsent = memoryview(data)[count:]
             self.out_bytes = len(data) - count + sum(map(len, self.out))
             if self.out_bytes > self.plane.limits.output:
                 self._refuse("closing a client that does not read its replies")
@@ -386,6 +388,8 @@ class Client:
 
     # -- interest and the end -------------------------------------------------------------------
     def update_interest(self) -> None:
+        if self._mask == READABLE and not (self._chunks or self._eof or self._draining) and self._unsent is None:
+            return  # the usual case: nothing is left over, nothing to change
         reading = not (
             self._eof
             or self._draining

@@ -151,9 +151,9 @@ class Lane:
         self.out = []
         data = out[0] if len(out) == 1 else b"".join(out)
         self.taken += len(data)
-        self._send(memoryview(data))
+        self._send(data)
 
-    def _send(self, data: memoryview) -> None:
+    def _send(self, data: bytes | memoryview) -> None:
         assert self.sock is not None
         try:
             count = self.sock.send(data)
@@ -164,7 +164,7 @@ class Lane:
         self.sent += count
         self.plane.counters.shard_bytes_out += count
         if count < len(data):
-            self._unsent = data[count:]
+            self._unsent = memoryview(data)[count:]
             self._set_mask(select.EPOLLIN | select.EPOLLOUT)
             return
         self._unsent = None

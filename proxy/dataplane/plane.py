@@ -27,6 +27,7 @@ from proxy.dataplane.lane import Lane
 from proxy.dataplane.requests import Request, Run, Skip, Splitter, Submitted
 
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
+EVENTS = 4096  # taken from the kernel in one turn; it hands them out fairly, the longest ready first
 ACCEPTS = 64  # connections taken in one go, so that a storm of them leaves the others their turn
 TOO_MANY = b"-ERR max number of clients reached\r\n"
 MAX_KEEPALIVE = 32767  # seconds; the kernel refuses more (tcp.h: MAX_TCP_KEEPIDLE)
@@ -77,6 +78,17 @@ class Listener:
         self.plane = plane
         self.sock = sock
         self.fd = sock.fileno()
+        if sock.family != socket.AF_UNIX:
+            self._set_options()
+
+    def _set_options(self) -> None:
+        """Accepted sockets inherit these (tcp(7)): set once here, they cost nothing for each client."""
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.plane.keepalive:
+            idle = min(self.plane.keepalive, MAX_KEEPALIVE)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 3))
 
     def on_event(self, mask: int) -> None:
         for _ in range(ACCEPTS):
@@ -138,15 +150,19 @@ class DataPlane:
 
     def run_once(self) -> bool:
         """Handle everything that is ready, without blocking.  False if nothing was."""
-        events = self.epoll.poll(0, 512)
+        events = self.epoll.poll(0, EVENTS)
         self.now = time.monotonic()
         self._turning = True
         handlers = self._handlers
         try:
             for fd, mask in events:
                 handler = handlers.get(fd)
-                if handler is not None:
-                    self._guard(handler, handler.on_event, mask)
+                if handler is None:
+                    continue
+                try:
+                    handler.on_event(mask)
+                except Exception as error:
+                    self._contain(handler, error)
             self._settle()
         finally:
             self._turning = False
@@ -172,31 +188,37 @@ class DataPlane:
         while self.ready or self.dirty_lanes or self.dirty_clients:
             ready, self.ready = self.ready, []
             for client in ready:
-                self._guard(client, client.advance)
+                try:
+                    client.advance()
+                except Exception as error:
+                    self._contain(client, error)
             lanes, self.dirty_lanes = self.dirty_lanes, []
             for lane in lanes:
-                self._guard(lane, lane.flush)
+                try:
+                    lane.flush()
+                except Exception as error:
+                    self._contain(lane, error)
                 if lane.sock is None and self._holds_too_much(lane):
                     self.tell(None, self.control.held_too_much, lane)
             clients, self.dirty_clients = self.dirty_clients, []
             for client in clients:
-                self._guard(client, client.settle)
+                try:
+                    client.settle()
+                except Exception as error:
+                    self._contain(client, error)
         while self._closing:
             self._closing.pop().close()
 
     def _holds_too_much(self, lane: Lane) -> bool:
         return lane.held_bytes > self.limits.held_bytes or len(lane.out) > self.limits.held_commands
 
-    def _guard(self, owner: Handler, work: Callable[..., None], *args: Any) -> None:
+    def _contain(self, owner: Handler, error: Exception) -> None:
         """A defect in the handling of one connection must not touch the others."""
-        try:
-            work(*args)
-        except Exception as error:
-            self.control.failed(type(owner).__name__, error)
-            if isinstance(owner, Client):
-                owner.close()
-            elif isinstance(owner, Lane):
-                owner.lose("internal error")
+        self.control.failed(type(owner).__name__, error)
+        if isinstance(owner, Client):
+            owner.close()
+        elif isinstance(owner, Lane):
+            owner.lose("internal error")
 
     def tell(self, client: Client | None, work: Callable[..., None], *args: Any) -> None:
         """Call control on behalf of a client: its defect costs that client alone, not the lane it came by."""
@@ -253,13 +275,6 @@ class DataPlane:
                 sock.send(TOO_MANY)
             sock.close()
             return
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self.keepalive:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                idle = min(self.keepalive, MAX_KEEPALIVE)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 3))
         client = Client(self, sock, next(self._ids))
         self.clients[client.id] = client
         self.counters.accepted += 1

@@ -73,11 +73,12 @@ def _list(session: Session, everybody: Iterable[Session], options: Sequence[byte
 def describe(session: Session) -> bytes:
     """One client in the engine's form (networking.c: catClientInfoString), with the fields a proxy can know."""
     now = time.monotonic()
+    address, local_address = session.client.addresses()
     transaction = session.transaction
     fields: list[tuple[str, object]] = [
         ("id", session.client.id),
-        ("addr", session.address),
-        ("laddr", session.local_address),
+        ("addr", address),
+        ("laddr", local_address),
         ("fd", session.client.fd),
         ("name", session.name.decode()),
         ("age", int(now - session.created)),

@@ -19,7 +19,6 @@ class Session:
     """See the module.  ``name``, ``lib_name``, ``lib_ver`` are as the client set them, empty where it did not."""
 
     __slots__ = (
-        "address",
         "authenticated",
         "client",
         "created",
@@ -27,7 +26,6 @@ class Session:
         "last_command",
         "lib_name",
         "lib_ver",
-        "local_address",
         "memory",
         "name",
         "transaction",
@@ -43,7 +41,6 @@ class Session:
         self.lib_name = b""
         self.lib_ver = b""
         self.created = time.monotonic()
-        self.address, self.local_address = client.addresses()
         self.last_command = b""
         self.memory = Memory()
         """What acks told this session before."""

@@ -15,10 +15,11 @@ from shard.supervise import running
 
 
 async def main(directory: str, settings: str) -> None:
-    async with running(directory, msgspec.json.decode(settings, type=ClusterSettings)) as cluster:
-        nodes = [{"host": node.host, "port": node.port, "pid": node.pid} for node in cluster.nodes]
-        print(json.dumps(nodes), flush=True)
-        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+    wanted = msgspec.json.decode(settings, type=ClusterSettings)
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:  # first: whoever reads the line may send one at once
+        async with running(directory, wanted) as cluster:
+            nodes = [{"host": node.host, "port": node.port, "pid": node.pid} for node in cluster.nodes]
+            print(json.dumps(nodes), flush=True)
             async for _ in signals:
                 return
 
