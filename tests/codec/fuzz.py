@@ -1,6 +1,6 @@
 """The fuzz target: both implementations of the codec on the same bytes, cut anywhere, until they differ or crash.
 
-`python -m tests.codec.fuzz [examples]`, or `make fuzz`. With atheris installed (https://pypi.org/project/atheris, not
+`python -m tests.codec.fuzz [examples]`, or `make fuzz`. With atheris installed (a package of its own, not
 one of the requirements) libFuzzer steers by what the Python implementation does, and takes its own flags instead of a
 number, such as -max_total_time=600. Without it Hypothesis runs the given number of examples of each kind.
 """
