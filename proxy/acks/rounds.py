@@ -28,6 +28,9 @@ POLL_FIRST = 0.0002  # seconds; acknowledgments take 0.3 ms on a quiet link
 POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
 RETRY = 0.05  # seconds between attempts to reach a shard's primary
 RAISE_AFTER = 0.02  # seconds for which a marker stands before the same lane carries another
+WITHOUT_AOF = "appendonly is disabled"
+OF_A_REPLICA = "replica instances"
+"""By these words of its errors WAITAOF tells what is wrong (replication.c: waitaofCommand); both have the code ERR."""
 NOT_NOW = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
 """Errors that say that the node is no primary, or not yet: whoever is will be asked."""
 SAMPLES = 256  # offsets remembered, so that sessions which wait twice keep their threshold
@@ -208,7 +211,9 @@ class ShardRounds:
             self._marking_wanted = trio.Event()
             try:
                 await self._mark(nursery)
-            except (ConnectionLost, ReplyError):
+            except (ConnectionLost, ReplyError) as error:
+                if isinstance(error, Demoted):
+                    self.reset()
                 await trio.sleep(RETRY)
                 if self._unmarked or self._unwritten:
                     self._marking_wanted.set()
@@ -216,7 +221,8 @@ class ShardRounds:
     async def _mark(self, nursery: trio.Nursery) -> None:
         """Put everyone who waits for a marker behind one."""
         primary = await self._reach()
-        await self._refuse_without_aof(primary, lambda: [*self._unmarked, *self._unwritten])
+        with self._ending(primary):
+            await self._refuse_without_aof(primary, lambda: [*self._unmarked, *self._unwritten])
         if self._unwritten:
             await self._look_unmarked(primary, nursery)
         if not self._unmarked:
@@ -284,8 +290,8 @@ class ShardRounds:
         try:
             await primary.main.call("WAITAOF", 1, 0, 1)
         except ReplyError as error:
-            if error.code in NOT_NOW:
-                raise ConnectionLost(str(error)) from None
+            if WITHOUT_AOF not in str(error):  # a node that is a replica by now, or loads its data
+                raise (Demoted if OF_A_REPLICA in str(error) else ConnectionLost)(str(error)) from None
             for waiter in [each for each in waiting() if each.want_local]:
                 self.leave(waiter)
                 waiter.fail(error)

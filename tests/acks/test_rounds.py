@@ -239,3 +239,30 @@ async def test_a_shared_run_that_failed_fails_those_who_shared_it_and_nobody_els
             callers.start_soon(refused)
         assert await shared.fresh() == "second"
         nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_is_a_replica_by_now_is_not_taken_at_its_word(primary: Node, replicas: list[Node]) -> None:
+    at_first = [replicas[0]]  # the one we reach says that WAITAOF is not for replicas: that is no answer to a session
+
+    async def connect() -> ControlConnection:
+        node = at_first[0] if at_first else primary
+        connection = await node.connect()
+        asked.set()
+        return connection
+
+    asked = trio.Event()
+    made = ShardRounds(0, Incarnations(), connect=connect, ticked=lambda shard: None, distrust=trusted)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        wrote, unwritten = waiter(0, want_local=1), waiter(0, want_local=1)
+        made.join_fsync(wrote, wrote=True)
+        made.join_fsync(unwritten, wrote=False)
+        await asked.wait()
+        at_first.clear()
+        with trio.fail_after(PATIENCE_S):
+            await wrote.gate.wait()
+            await unwritten.gate.wait()
+        nursery.cancel_scope.cancel()
+    assert (wrote.gate.failure, unwritten.gate.failure) == (None, None)
+    assert (wrote.local, unwritten.local) == (1, 1)
+    made.reset()
