@@ -29,7 +29,7 @@ class Counters(TypedDict, total=False):
     Clients and commands:
       ``clients_open`` connections now; ``clients_accepted``, ``clients_refused`` (maxclients, no descriptors left),
       ``clients_closed_slow`` (did not read their replies); ``commands`` requests parsed; ``commands_control`` those
-      that went through control; ``client_errors`` error replies sent; ``protocol_errors``; ``bytes_in`` /
+      that went through control; ``protocol_errors``; ``bytes_in`` /
       ``bytes_out`` between clients and proxy.
     Lanes (all shards together; by shard in ``ShardFigures``):
       ``shard_bytes_in`` / ``shard_bytes_out`` bytes read from / written to shards; ``lanes_open``, ``lane_connects``,
@@ -54,7 +54,6 @@ class Counters(TypedDict, total=False):
     clients_closed_slow: int
     commands: int
     commands_control: int
-    client_errors: int
     protocol_errors: int
     bytes_in: int
     bytes_out: int
@@ -162,7 +161,6 @@ _COUNTERS: Final[tuple[tuple[str, str, str], ...]] = (
     ),
     ("commands", "commands", "Commands received from clients."),
     ("commands_control", "commands_control", "Commands that took the way through control, not the plain one."),
-    ("client_errors", "client_errors", "Error replies sent to clients."),
     ("protocol_errors", "protocol_errors", "Client connections closed for a protocol error."),
     ("bytes_in", "client_received_bytes", "Bytes received from clients."),
     ("bytes_out", "client_sent_bytes", "Bytes sent to clients."),

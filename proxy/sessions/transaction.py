@@ -31,7 +31,6 @@ ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
 LOST = b"-EXECABORT Transaction discarded because of: the connection to the shard was lost before EXEC\r\n"
 MOVED_WATCH = b"-EXECABORT Transaction discarded because of: the slot of the watched keys moved\r\n"
 CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
-WITHOUT_MULTI = "ERR {} without MULTI"
 RETRY = 0.02  # seconds before a transaction that met "not now" is played again
 
 

@@ -37,7 +37,6 @@ class NodeWatch:
         """Slots of it are on their way, key by key."""
         self.asked_at = -math.inf
         """When the view was asked for, on trio's clock."""
-        self.silent_since = trio.current_time()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -116,7 +115,6 @@ class NodeWatch:
                 raise ConnectionLost(str(error)) from None
             self.view = View(node_id, epoch, view)
         self.asked_at = asked_at
-        self.silent_since = math.inf
         self.alive = True
         self.tried = True
         self.failure = ""
@@ -126,9 +124,7 @@ class NodeWatch:
         self.tried = True
         self.failure = reason
         self.view = None
-        if self.alive:
-            self.alive = False
-            self.silent_since = trio.current_time()
+        self.alive = False
 
 
 class Interval:
