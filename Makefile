@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first call makes. ARGS= is handed to the command behind a target:
 #   make up ARGS="--port 7000 --shards 4"      make test ARGS="tests/cli -k ready"
 .DEFAULT_GOAL := help
-.PHONY: help up test lint fuzz asan clean bench profile
+.PHONY: help up test chaos lint fuzz asan clean bench profile
 ARGS ?=
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py proxy/__init__.py proxy/codec/_compiled.pyx
@@ -9,6 +9,7 @@ SOURCES := pyproject.toml setup.py proxy/__init__.py proxy/codec/_compiled.pyx
 help:
 	@echo "make up     install what is needed, run a cluster with the proxy in front of it, until Ctrl-C"
 	@echo "make test   run the tests"
+	@echo "make chaos  break nodes under load for five minutes and read back every acknowledged write"
 	@echo "make bench  measure it next to other proxies, ten minutes; QUICK=1 two, WORKLOAD=A-get one workload alone"
 	@echo "make profile WORKLOAD=A-get  show where its time goes under that load"
 	@echo "make lint   ruff and mypy --strict"
@@ -21,6 +22,10 @@ up: .venv/installed
 
 test: .venv/installed-dev
 	@exec .venv/bin/python -m pytest $(ARGS)
+
+# ARGS="--kills 4 --seconds 60" makes it shorter, ARGS=--help tells the rest.
+chaos: .venv/installed-dev
+	@exec .venv/bin/python -m tests.chaos $(ARGS)
 
 # WORKLOAD=A-get measures that one alone (several: WORKLOAD="A-get F-mget"), QUICK=1 all of them in two minutes.
 bench: .venv/installed-bench

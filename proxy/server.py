@@ -78,6 +78,8 @@ class Server:
             restamp=lambda shard, tick, generation: self.lanes.restamp(shard, tick, generation),
             shards=self.cluster.serving,
             ended=self._life_ended,
+            answers=self.cluster.answers,
+            hint=self.cluster.hint,
         )
         self.lanes = Lanes(
             self.plane,
@@ -100,15 +102,16 @@ class Server:
         patience = timeouts.hold
         sender = Sender(self.plane, self.cluster, self.lanes, settings.lanes.large_request)
         connection = ConnectionCommands(sender, Doorkeeper(_password(settings.auth.password_file)))
+        self.waits = WaitCommands(sender, self.acks, self.metrics.observe_wait)
         families = (
             connection.handlers,
-            WaitCommands(sender, self.acks, self.metrics.observe_wait).handlers,
             MergedCommands(sender, self._own_info, patience).handlers,
         )
         self.router = Router(
             sender,
             Policy(settings.commands.allow),
             connection,
+            self.waits,
             families,
             CodecLimits(large_request=settings.lanes.large_request),
             patience,
@@ -127,6 +130,7 @@ class Server:
             async with trio.open_nursery() as nursery:
                 for task in (self._turn, self.cluster.run, self.lanes.run, self.redirects.run, self.acks.run):
                     nursery.start_soon(task)
+                nursery.start_soon(self.waits.crowd.run)
                 nursery.start_soon(self.router.run)
                 nursery.start_soon(self._begin_accepting, listener)
                 nursery.start_soon(self._resume_accepting)
@@ -341,6 +345,7 @@ class Server:
             "hold_timeouts": redirects["hold_timeouts"],
             "waits_open": self.acks.open,
             "ack_rounds": self.acks.rounds,
+            "acks_unconfirmed": self.acks.unconfirmed,
             "slot_map_version": self.cluster.map.version,
             "slots_covered": sum(1 for index in self.cluster.map.shard_of_slot if index != NO_SHARD),
             "discoveries": self.cluster.discoveries,

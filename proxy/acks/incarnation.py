@@ -18,6 +18,9 @@ class Life(NamedTuple):
     """``master`` or ``slave``."""
     replid: str
     replid2: str
+    """The history that it continued last: all zero for none."""
+    end2: int = -1
+    """``second_repl_offset``: the first byte of that history that it does not have."""
 
     @classmethod
     def read(cls, node_id: str, info: dict[str, str]) -> Life:
@@ -28,19 +31,38 @@ class Life(NamedTuple):
             info.get("role", ""),
             info.get("master_replid", ""),
             info.get("master_replid2", NO_SECOND_ID),
+            int(info.get("second_repl_offset", -1)),
         )
 
 
 class Incarnation:
     """One life of a primary.  Compared by identity; ``ended`` never goes back to False."""
 
-    __slots__ = ("ended", "node_id", "replid", "run_id")
+    __slots__ = ("ended", "heir", "node_id", "replid", "run_id", "unsettled")
 
     def __init__(self, life: Life) -> None:
         self.node_id = life.node_id
         self.run_id = life.run_id
         self.replid = life.replid
         self.ended = False
+        """This node leads no more in this life."""
+        self.unsettled = False
+        """It has ended, and whether another carried everything on is not known yet."""
+        self.heir: Incarnation | None = None
+        """The life that provably has every write which this one took."""
+
+    @property
+    def present(self) -> Incarnation:
+        """The last of its heirs; itself when it has none."""
+        life = self
+        while life.heir is not None:
+            life = life.heir
+        return life
+
+    @property
+    def lost(self) -> bool:
+        """It has ended and nobody provably carries it on."""
+        return self.ended and not self.unsettled and self.heir is None
 
     def goes_on(self, life: Life) -> bool:
         """Whether ``life`` is this same life, seen later.
@@ -65,35 +87,90 @@ class Stamp(NamedTuple):
 
 
 class Incarnations:
-    """The present life of every node that was ever seen as a primary."""
+    """The present life of every node that was ever seen as a primary, and what became of those that ended.
+
+    A planned switchover carries a life on.  The former primary P, now a replica of Q, goes on with its own data only
+    if it had no byte more than Q (replication.c: masterTryPartialResync); then its second replication id is the one
+    it led under, and its second offset the end of what it took.  Where Q's second id is the same and its second
+    offset is not below P's, Q had every write of P when it was promoted.  Any other end (P died, hangs, was started
+    again, took Q's data in full) proves nothing.
+    """
 
     def __init__(self, on_end: Callable[[], None] = lambda: None) -> None:
         self._by_node: dict[str, Incarnation] = {}
+        self._heard: dict[str, Life] = {}
         self._on_end = on_end
+        self.unsettled: list[Incarnation] = []
         self.begun = 0
 
     def observe(self, life: Life) -> Incarnation | None:
         """Take in what a node said; its present incarnation, None when it is no primary."""
+        if life.replid:
+            self._heard[life.node_id] = life
         known = self._by_node.get(life.node_id)
-        if known is not None:
-            if known.goes_on(life):
-                known.replid = life.replid
-                return known
-            del self._by_node[life.node_id]
+        if known is not None and known.goes_on(life):
+            known.replid = life.replid
+        elif known is not None and life.role != "master" and life.run_id == known.run_id:
+            self.depose(known)
+        elif known is not None:
             self.end(known)
-        if life.role != "master":
-            return None
-        fresh = self._by_node[life.node_id] = Incarnation(life)
-        self.begun += 1
-        return fresh
+        if life.role == "master" and life.node_id not in self._by_node:
+            self._by_node[life.node_id] = Incarnation(life)
+            self.begun += 1
+        for each in list(self.unsettled):
+            self._settle(each)
+        return self._by_node.get(life.node_id) if life.role == "master" else None
+
+    def depose(self, incarnation: Incarnation) -> None:
+        """It leads no more; whether another life carries it on has to be seen, or :meth:`end` be called."""
+        if not incarnation.ended:
+            incarnation.unsettled = True
+            self.unsettled.append(incarnation)
+            self._finish(incarnation)
+            self._settle(incarnation)
 
     def end(self, incarnation: Incarnation) -> None:
-        """The life is over, by what somebody who knows said."""
-        if not incarnation.ended:
-            incarnation.ended = True
-            if self._by_node.get(incarnation.node_id) is incarnation:
-                del self._by_node[incarnation.node_id]
-            self._on_end()
+        """The life is over and nobody carries it on, by what somebody who knows said."""
+        if incarnation.unsettled or not incarnation.ended:
+            self._finish_settling(incarnation)
+            self._finish(incarnation)
+
+    def _settle(self, life: Incarnation) -> None:
+        """See whether a life that ended was carried on, by what its node and its successor said."""
+        node = self._heard.get(life.node_id)
+        if node is None or not life.unsettled:
+            return
+        if node.run_id != life.run_id or (node.role == "master" and node.replid != life.replid):
+            self.end(life)
+        elif node.replid != life.replid:  # it follows another history by now
+            heir = next((each for each in self._by_node.values() if each.replid == node.replid), None)
+            if node.replid2 != life.replid:
+                self.end(life)
+            elif heir is not None and _carried_on(node, self._heard[heir.node_id]):
+                life.heir = heir
+                self._finish_settling(life)
+                self._on_end()
+
+    def _finish(self, incarnation: Incarnation) -> None:
+        incarnation.ended = True
+        if self._by_node.get(incarnation.node_id) is incarnation:
+            del self._by_node[incarnation.node_id]
+        self._on_end()
+
+    def _finish_settling(self, incarnation: Incarnation) -> None:
+        if incarnation.unsettled:
+            incarnation.unsettled = False
+            self.unsettled.remove(incarnation)
+
+
+def _carried_on(former: Life, successor: Life) -> bool:
+    """Whether ``successor`` had all that ``former`` took before it became a replica of it."""
+    return (
+        successor.role == "master"
+        and successor.replid == former.replid
+        and successor.replid2 == former.replid2 != NO_SECOND_ID
+        and successor.end2 >= former.end2 > 0
+    )
 
 
 def parse_info(text: bytes | str) -> dict[str, str]:

@@ -17,7 +17,8 @@ import trio
 
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnations, Life, own_slots, parse_info
 from proxy.acks.primary import KICK_AGAIN, Demoted, Primary
-from proxy.acks.waiters import MarkerRefused, Shared, Verdict, Waiter
+from proxy.acks.waiters import MarkerRefused, Run, Shared, Verdict, Waiter
+from proxy.acks.waitlist import Waitlist
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 
 MARKER = bytes.fromhex("0a005d9b5c400f7fa2da")
@@ -75,7 +76,7 @@ class ShardRounds:
         self._distrust = distrust
         self._primary: Primary | None = None
         self._opening = trio.Lock()
-        self._waiting: list[Waiter] = []
+        self._waiting = Waitlist()
         self._unmarked: list[Waiter] = []
         self._unwritten: list[Waiter] = []
         self._marked: list[MarkerRound] = []
@@ -104,6 +105,7 @@ class ShardRounds:
 
     def reset(self) -> None:
         """The shard's primary changed: connections and offsets of the former one mean nothing any more."""
+        self._waiting.acknowledged = []
         if self._primary is not None:
             self._primary.close()
             self._primary = None
@@ -112,7 +114,7 @@ class ShardRounds:
     # -- what waiters do ------------------------------------------------------------------------
     def join(self, waiter: Waiter) -> None:
         """Wait for replicas to have the waiter's threshold (a new sample if it has none)."""
-        self._waiting.append(waiter)
+        self._waiting.add(waiter)
         self._wanted.set()
         self._poke.set()
 
@@ -122,12 +124,10 @@ class ShardRounds:
         self._marking_wanted.set()
 
     def leave(self, waiter: Waiter) -> None:
-        """The waiter is gone or done.  One that is just being put behind a marker stands in no list: ``done`` tells."""
-        waiter.done = True
-        for waiters in (self._waiting, self._unmarked, self._unwritten, *(r.waiters for r in self._marked)):
-            if waiter in waiters:
-                waiters.remove(waiter)
-                return
+        """The waiter is gone or done: ``done`` tells whoever comes across it in a list."""
+        if not waiter.done:
+            self._waiting.leave(waiter)
+            waiter.done = True
 
     async def look_again(self) -> None:
         """Come back after a look that began after this call: a deadline's counts are then the present ones."""
@@ -140,6 +140,10 @@ class ShardRounds:
     async def verdict(self, fsync: bool) -> Verdict:
         """What holds now, read after this call.  Raises ``ConnectionLost``, ``ReplyError``."""
         return await (self._verify_fsync if fsync else self._verify).fresh()
+
+    def next_verdict(self, fsync: bool) -> Run[Verdict]:
+        """The same, not yet awaited."""
+        return (self._verify_fsync if fsync else self._verify).next_run()
 
     # -- the loops ------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -167,17 +171,20 @@ class ShardRounds:
         while self._waiting:
             primary = await self._reach()
             self._poke = trio.Event()
-            unsampled = [waiter for waiter in self._waiting if waiter.threshold is None]
+            unsampled = self._waiting.take_unsampled()
             if unsampled:
                 self._advance()
             tick = self.tick
-            with self._ending(primary):
-                offset, acknowledged = await primary.look()
+            try:
+                with self._ending(primary):
+                    offset, acknowledged = await primary.look()
+            except BaseException:
+                self._waiting.put_back(unsampled)
+                raise
             if unsampled:
                 self._samples.append((tick, offset))
-                for waiter in unsampled:
-                    waiter.threshold = offset
-            self._waiting = [waiter for waiter in self._waiting if not _satisfied(waiter, acknowledged)]
+                self._waiting.sampled(unsampled, offset)
+            self._waiting.release(acknowledged)
             self._looked.set()
             self._looked = trio.Event()
             if not self._waiting:
@@ -319,8 +326,11 @@ class ShardRounds:
         delay = POLL_FIRST
         try:
             while round_.waiters:
+                online = 0
+                if round_.connection is not primary.main and any(waiter.at_once for waiter in round_.waiters):
+                    online = len((await primary.look())[1])
                 local, count = await round_.connection.call("WAITAOF", 0, 0, 0)
-                round_.waiters = [waiter for waiter in round_.waiters if not waiter.see(count, local)]
+                round_.waiters = [waiter for waiter in round_.waiters if not waiter.see(count, local, online)]
                 if not local:
                     await self._refuse_without_aof(primary, lambda: round_.waiters)  # it may be switched off meanwhile
                 if not round_.waiters:
@@ -397,13 +407,6 @@ class ShardRounds:
         verdict = await self._read_verdict()
         primary = await self._reach()
         return verdict._replace(untrusted=await self._distrust(primary))
-
-
-def _satisfied(waiter: Waiter, acknowledged: list[int]) -> bool:
-    threshold = waiter.threshold
-    if threshold is None and not waiter.done:
-        return False  # it joined while the look was under way: no offset has been sampled for it yet
-    return waiter.see(sum(1 for offset in acknowledged if offset >= (threshold or 0)))
 
 
 def _staying(waiters: list[Waiter]) -> list[Waiter]:

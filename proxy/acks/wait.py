@@ -13,13 +13,16 @@ from proxy.acks.arguments import Asked
 from proxy.acks.incarnation import Incarnation, Incarnations, Stamp
 from proxy.acks.primary import Primary
 from proxy.acks.rounds import ShardRounds
-from proxy.acks.waiters import Gate, MarkerRefused, Verdict, Waiter
+from proxy.acks.waiters import Gate, Latch, MarkerRefused, Verdict, Waiter
 from proxy.codec.reply import array, error, integer
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 
 RETRY = 0.05  # seconds before what could not be proved is tried again, while there is time
-GRACE = 0.05  # seconds behind the deadline for a last look, so that partial counts are the present ones
+LAST_LOOK = 0.02  # seconds behind the deadline for a last look, so that partial counts are the present ones
+GRACE = 0.06  # seconds behind the deadline to prove what was counted
 PROOF = 2.0  # seconds; a primary that does not answer that long proves nothing
+HANDOVER = 1.5  # seconds for which a primary that leads no more may take to show who carries its life on
+HANDOVER_LOOK = 0.02  # seconds between two looks meanwhile
 GONE = (
     b"-UNBLOCKED force unblock from blocking operation, the primary that took writes of this session "
     b"is no longer in charge of them: whether they were kept is not known\r\n"
@@ -60,7 +63,8 @@ class Acks:
     ``connect(shard)`` opens a connection to a shard's present primary; ``distrust(shard, primary)`` tells
     why its WAITAOF cannot be believed (None: it can); ``restamp(shard, tick, generation)`` has the lanes of
     a shard stamp writes anew; ``shards()`` are the indexes of today's shards; ``ended()`` is called when a life
-    has ended, so that its lanes take nothing new.
+    has ended, so that its lanes take nothing new; ``answers(node_id)`` says whether a node still answers, and
+    ``hint()`` has the nodes probed now.
     """
 
     def __init__(
@@ -71,18 +75,25 @@ class Acks:
         restamp: Callable[[int, int, int], None],
         shards: Callable[[], Sequence[int]],
         ended: Callable[[], None],
+        answers: Callable[[str], bool],
+        hint: Callable[[], None],
     ) -> None:
         self.incarnations = Incarnations(self.lives_changed)
         self._ended = ended
+        self._answers = answers
+        self._hint = hint
         self.shards = shards
         self.open = 0
+        self.unconfirmed = 0
+        """Waits that got no number."""
         self._connect = connect
         self._distrust = distrust
         self._restamp = restamp
         self._rounds: dict[int, ShardRounds] = {}
         self._lives: dict[int, set[Incarnation]] = {}
         self._nursery: trio.Nursery | None = None
-        self._changed = trio.Event()
+        self.changed = trio.Event()
+        """Set, and another in its place, when a life has ended or was carried on."""
 
     async def run(self) -> None:
         """Serve the rounds of every shard, for ever."""
@@ -90,7 +101,23 @@ class Acks:
             self._nursery = nursery
             for rounds in self._rounds.values():
                 nursery.start_soon(rounds.run)
-            await trio.sleep_forever()
+            await self._settle_lives()
+
+    async def _settle_lives(self) -> None:
+        """Have the nodes of lives that ended looked at, until it is known whether another carries them on; for ever."""
+        since: dict[Incarnation, float] = {}
+        while True:
+            changed = self.changed
+            now = trio.current_time()
+            since = {life: since.get(life, now) for life in self.incarnations.unsettled}
+            for life, started in since.items():
+                if now - started > HANDOVER or not self._answers(life.node_id):
+                    self.incarnations.end(life)
+            if not self.incarnations.unsettled:
+                await changed.wait()
+                continue
+            self._hint()
+            await trio.sleep(HANDOVER_LOOK)
 
     def of(self, shard: int) -> ShardRounds:
         """The rounds of a shard, begun when first asked for."""
@@ -129,37 +156,64 @@ class Acks:
         self.of(shard).reset()
         if node_id is not None:
             for life in [life for life in self._lives.get(shard, ()) if life.node_id != node_id]:
-                self.incarnations.end(life)
+                self.incarnations.depose(life)
 
     def lives_changed(self) -> None:
-        """A life has ended: sessions blocked in WAIT look again."""
-        self._changed.set()
-        self._changed = trio.Event()
+        """A life has ended, or was carried on: sessions blocked in WAIT look again."""
+        self.changed.set()
+        self.changed = trio.Event()
         self._ended()
 
     def check_lives(self, writer: Writer) -> None:
         """Raises ``Unconfirmed`` when a life that took a write of the session is known to have ended."""
         for first, last in writer.writes.values():
-            if first.incarnation is not last.incarnation or last.incarnation.ended:
+            one, other = first.incarnation.present, last.incarnation.present
+            if one.lost or other.lost or (one is not other and not (one.unsettled or other.unsettled)):
                 raise Unconfirmed
 
-    async def wait(self, writer: Writer, memory: Memory, asked: Asked) -> bytes:
-        """The raw reply to a WAIT or WAITAOF whose turn has come.
+    def question(self, writer: Writer, memory: Memory, asked: Asked, *, at_once: bool = False) -> Question:
+        """What a WAIT or WAITAOF whose turn has come asks for; its time runs from now on.
+
+        ``at_once``: only for what there is, however many were asked for.
+        """
+        return Question(self, writer, memory, asked, at_once)
+
+    async def wait(self, question: Question) -> bytes:
+        """The raw reply to a WAIT or WAITAOF.
 
         Raises ``Unconfirmed`` when there is no number to give; the caller closes the session.
         """
         self.open += 1
         try:
-            counts = await self._counts(writer, Question(self, writer, memory, asked))
+            counts = await self._counts(question)
         except (MarkerRefused, Untrusted, ReplyError) as failure:
             return error(str(failure))
+        except Unconfirmed:
+            self.unconfirmed += 1
+            raise
         finally:
             self.open -= 1
-        local, replicas = least(counts)
-        return array([integer(local), integer(replicas)]) if asked.fsync else integer(replicas)
+        return question.reply(counts)
 
-    async def _counts(self, writer: Writer, question: Question) -> list[Counts]:
+    async def look_again(self, shards: Iterable[int]) -> None:
+        """Have those shards' present counts seen; one that does not answer has had its time."""
+        with trio.move_on_after(LAST_LOOK):
+            async with trio.open_nursery() as nursery:
+                for shard in shards:
+                    nursery.start_soon(self.of(shard).look_again)
+
+    async def verdicts(self, shards: Iterable[int], fsync: bool, deadline: float) -> dict[int, Verdict]:
+        """What holds on each shard now, for those whose time ends at ``deadline``; who does not answer is left out."""
+        runs = {shard: self.of(shard).next_verdict(fsync) for shard in shards}
+        now = trio.current_time()
+        with trio.move_on_at(min(now + PROOF, max(now, deadline) + GRACE)):
+            for run in runs.values():
+                await run.done.wait()
+        return {shard: run.result for shard, run in runs.items() if run.result is not None}
+
+    async def _counts(self, question: Question) -> list[Counts]:
         """The question's answer, or ``Unconfirmed`` at once when a life ends meanwhile."""
+        writer = question.writer
         self.check_lives(writer)
         asking = trio.CancelScope()
         ended = False
@@ -167,7 +221,7 @@ class Acks:
         async def watch() -> None:
             nonlocal ended
             while not ended:
-                changed = self._changed
+                changed = self.changed
                 try:
                     self.check_lives(writer)
                 except Unconfirmed:
@@ -199,6 +253,12 @@ def least(counts: Iterable[Counts]) -> Counts:
     return (min(row[0] for row in rows), min(row[1] for row in rows)) if rows else NOTHING
 
 
+def most(counts: Iterable[Counts]) -> Counts:
+    """Element-wise maximum: what was true once of the same writes."""
+    rows = list(counts)
+    return max(row[0] for row in rows), max(row[1] for row in rows)
+
+
 class Question:
     """One WAIT under way.
 
@@ -208,19 +268,25 @@ class Question:
     was still on A when A's first count was proved, or already on B when B's second offset was sampled.
     """
 
-    def __init__(self, acks: Acks, writer: Writer, memory: Memory, asked: Asked) -> None:
+    def __init__(self, acks: Acks, writer: Writer, memory: Memory, asked: Asked, at_once: bool) -> None:
         self.acks = acks
         self.writer = writer
         self.memory = memory
         self.asked = asked
         self.everywhere = False
-        nothing = asked.replicas <= 0 and not asked.local
-        patience = min(asked.timeout or math.inf, PROOF if nothing else math.inf)
-        self.deadline = trio.current_time() + patience  # who asks for no copy never blocks, whatever the timeout
+        self.at_once = at_once or (asked.replicas <= 0 and not asked.local)
+        """Who asks for no copy never blocks, whatever the timeout."""
+        patience = min(asked.timeout or math.inf, PROOF if self.at_once else math.inf)
+        self.deadline = trio.current_time() + patience
+        self._reading = trio.CancelScope()
 
     @property
     def late(self) -> bool:
         return trio.current_time() >= self.deadline
+
+    def expire(self) -> None:
+        """The time is up: the answer is what there is now."""
+        self.deadline = self._reading.deadline = trio.current_time()
 
     async def ask(self) -> list[Counts]:
         """(local, replicas) of every shard, each proved or 0.  Raises what there is instead of numbers."""
@@ -241,31 +307,75 @@ class Question:
 
     async def _ask_own(self) -> list[Counts] | None:
         """Each shard for this session's own writes; None when it has to be asked again."""
-        shards = self.acks.shards()
-        counts = await self._read(shards, everywhere=False)
-        written = [shard for shard in shards if shard in self.writer.writes]
-        claimed = [shard for shard in (shards if self.asked.fsync else written) if counts[shard] != NOTHING]
-        verdicts = await self._verdicts(claimed)
-        for shard in claimed:
+        counts = await self._read(self.acks.shards(), everywhere=False)
+        return self._weigh(counts, await self._verdicts(self.claimed(counts)))
+
+    def claimed(self, counts: dict[int, Counts]) -> list[int]:
+        """The shards whose counts say something, which has to be proved."""
+        shards = counts if self.asked.fsync else self.writer.writes.keys() & counts.keys()
+        return [shard for shard in shards if counts[shard] != NOTHING]
+
+    def _weigh(self, counts: dict[int, Counts], verdicts: dict[int, Verdict]) -> list[Counts] | None:
+        """The counts as far as the verdicts read behind them prove them; None when it has to be asked again."""
+        for shard in self.claimed(counts):
             verdict = verdicts.get(shard)
             if verdict is None:
                 if not self.late:
                     return None
                 counts[shard] = NOTHING
             elif shard in self.writer.writes:
-                self._same_life(shard, verdict)
+                if not self._same_life(shard, verdict):
+                    return None
                 if verdict.moving or verdict.generation != self.writer.writes[shard][0].generation:
                     self.everywhere = True
                     return None
         self._remember(counts)
         return list(counts.values())
 
+    # -- step by step, for many at once: as ask() does when all is as usual ----------------------------
+    @property
+    def usual(self) -> bool:
+        """Whether it may be asked so: it waits for copies of this session's own writes, all where they were made."""
+        try:
+            self.acks.check_lives(self.writer)
+        except Unconfirmed:
+            return False
+        return not (self.at_once or self.everywhere or self._slots_left())
+
+    def enlist(self, shards: Sequence[int], latch: Latch) -> dict[int, Waiter]:
+        """Begin to wait for each shard to have enough."""
+        return {shard: self._enlist(shard, latch, everywhere=False) for shard in shards}
+
+    def leave(self, waiters: dict[int, Waiter]) -> None:
+        """Wait no more."""
+        for shard, waiter in waiters.items():
+            self.acks.of(shard).leave(waiter)
+
+    def counted(self, waiters: dict[int, Waiter]) -> dict[int, Counts]:
+        """Wait no more: what the shards have."""
+        self.leave(waiters)
+        return self._counted(waiters, everywhere=False)
+
+    def conclude(self, counts: dict[int, Counts], verdicts: dict[int, Verdict]) -> bytes | None:
+        """The reply; None when it has to be asked again.  Raises what there is instead of numbers."""
+        self.acks.check_lives(self.writer)
+        self._trusted(verdicts)
+        proved = self._weigh(counts, verdicts)
+        return None if proved is None else self.reply(proved)
+
+    def reply(self, counts: Iterable[Counts]) -> bytes:
+        """The raw reply to what each shard has."""
+        local, replicas = least(counts)
+        return array([integer(local), integer(replicas)]) if self.asked.fsync else integer(replicas)
+
     async def _ask_everywhere(self) -> list[Counts] | None:
         """Every shard for all it has; None when slots moved or lives ended in between."""
         shards = self.acks.shards()
-        before = await self._verdicts(shards)
-        for shard in before.keys() & self.writer.writes.keys():
-            self._same_life(shard, before[shard])
+        before = await self._verdicts(shards, LAST_LOOK)
+        if self.late and len(before) < len(shards):
+            return [NOTHING]
+        if not all(self._same_life(shard, before[shard]) for shard in before.keys() & self.writer.writes.keys()):
+            return None
         ticks = {shard: self.acks.of(shard).tick for shard in shards}
         counts = await self._read(shards, everywhere=True)
         moving = any(verdict.moving for verdict in before.values())
@@ -286,8 +396,8 @@ class Question:
                 return None
             if before[shard].generation != after[shard].generation:
                 return None
-            if shard in self.writer.writes:
-                self._same_life(shard, after[shard])
+            if shard in self.writer.writes and not self._same_life(shard, after[shard]):
+                return None
         if not any(verdict.moving for verdict in (*before.values(), *after.values())) and len(before) == len(shards):
             self._spread(before, ticks)
         return list(counts.values())
@@ -300,17 +410,20 @@ class Question:
                 last = self.writer.writes.get(shard, [stamp, stamp])[1]
                 self.writer.writes[shard] = [stamp, last if last.tick > stamp.tick else stamp]
 
-    def _same_life(self, shard: int, verdict: Verdict) -> None:
-        for stamp in self.writer.writes[shard]:
-            if stamp.incarnation is not verdict.incarnation:
-                raise Unconfirmed
+    def _same_life(self, shard: int, verdict: Verdict) -> bool:
+        """Whether the life now in charge is that of the session's writes; False while that is not settled.
+
+        Raises ``Unconfirmed`` when it is another.
+        """
+        self.acks.check_lives(self.writer)
+        return all(stamp.incarnation.present is verdict.incarnation for stamp in self.writer.writes[shard])
 
     async def _read(self, shards: Sequence[int], everywhere: bool) -> dict[int, Counts]:
         """Each shard's counts: as soon as all have enough, or what they are at the deadline."""
         gate = Gate(len(shards))
         waiters = {shard: self._enlist(shard, gate, everywhere) for shard in shards}
         try:
-            with trio.move_on_at(self.deadline):
+            with trio.CancelScope(deadline=self.deadline) as self._reading:
                 await gate.wait()
             if gate.failure is not None:
                 raise gate.failure
@@ -319,21 +432,26 @@ class Question:
             if gate.failure is not None:
                 raise gate.failure
         finally:
-            for shard, waiter in waiters.items():
-                self.acks.of(shard).leave(waiter)
+            self.leave(waiters)
+        return self._counted(waiters, everywhere)
+
+    def _counted(self, waiters: dict[int, Waiter], everywhere: bool) -> dict[int, Counts]:
         if not self.asked.fsync and not everywhere:
             for shard, waiter in waiters.items():
                 if shard in self.writer.writes and waiter.threshold is not None:
                     self.memory.thresholds[shard] = (self.writer.writes[shard][1], waiter.threshold)
-        return {shard: (waiter.local, waiter.count) for shard, waiter in waiters.items()}
+        counts = {shard: (waiter.local, waiter.count) for shard, waiter in waiters.items()}
+        if self.asked.fsync and not everywhere:
+            counts = {shard: most((now, self._told(shard))) for shard, now in counts.items()}
+        return counts
 
-    def _enlist(self, shard: int, gate: Gate, everywhere: bool) -> Waiter:
+    def _enlist(self, shard: int, gate: Latch, everywhere: bool) -> Waiter:
         rounds = self.acks.of(shard)
         stamps = self.writer.writes.get(shard)
-        waiter = Waiter(gate, self.asked.replicas, self.asked.local, None)
+        waiter = Waiter(gate, self.asked.replicas, self.asked.local, None, at_once=self.at_once)
         if self.asked.fsync:
-            known = self.memory.fsynced.get(shard)
-            if stamps and not everywhere and known and known[0] == stamps[1] and waiter.see(known[1][1], known[1][0]):
+            local, replicas = NOTHING if everywhere else self._told(shard)
+            if not self.at_once and waiter.see(replicas, local):
                 return waiter
             waiter.count = waiter.local = 0
             rounds.join_fsync(waiter, wrote=everywhere or stamps is not None)
@@ -342,6 +460,13 @@ class Question:
             waiter.threshold = self._threshold(shard, stamps)
         rounds.join(waiter)
         return waiter
+
+    def _told(self, shard: int) -> Counts:
+        """What a WAITAOF said of this session's writes on the shard: it holds, though the next marker is further on."""
+        stamps, known = self.writer.writes.get(shard), self.memory.fsynced.get(shard)
+        if stamps is None or known is None or known[0] != stamps[1]:
+            return NOTHING
+        return known[1] if known[0].incarnation.heir is None else NOTHING  # an heir's disk is another one
 
     def _threshold(self, shard: int, stamps: list[Stamp] | None) -> int | None:
         """The offset this session waits for; 0 where it wrote nothing, None where one has to be sampled."""
@@ -353,12 +478,12 @@ class Question:
         return self.acks.of(shard).threshold_after(stamps[1].tick)
 
     async def _last_look(self, shards: Sequence[int]) -> None:
-        with trio.move_on_after(GRACE):
+        with trio.move_on_at(max(self.deadline, trio.current_time()) + LAST_LOOK):
             async with trio.open_nursery() as nursery:
                 for shard in shards:
                     nursery.start_soon(self.acks.of(shard).look_again)
 
-    async def _verdicts(self, shards: Sequence[int]) -> dict[int, Verdict]:
+    async def _verdicts(self, shards: Sequence[int], grace: float = GRACE) -> dict[int, Verdict]:
         """What holds on each shard now; one that does not answer is left out.  Raises ``Untrusted``."""
         verdicts: dict[int, Verdict] = {}
 
@@ -366,14 +491,19 @@ class Question:
             with suppress(ConnectionLost, ReplyError):
                 verdicts[shard] = await self.acks.of(shard).verdict(self.asked.fsync)
 
-        with trio.move_on_after(PROOF):
+        now = trio.current_time()
+        with trio.move_on_at(min(now + PROOF, max(now, self.deadline) + grace)):
             async with trio.open_nursery() as nursery:
                 for shard in shards:
                     nursery.start_soon(read, shard)
+        self._trusted(verdicts)
+        return verdicts
+
+    @staticmethod
+    def _trusted(verdicts: dict[int, Verdict]) -> None:
         for verdict in verdicts.values():
             if verdict.untrusted is not None:
                 raise Untrusted(verdict.untrusted)
-        return verdicts
 
     def _remember(self, counts: dict[int, Counts]) -> None:
         if self.asked.fsync:

@@ -10,31 +10,48 @@ import trio
 from proxy.acks.incarnation import Incarnation
 
 T = TypeVar("T")
+AT_ONCE = 0.01  # seconds that who asks for the present counts gives an acknowledgment that is on its way
 
 
 class MarkerRefused(Exception):
     """The shard did not take the marker (OOM, NOREPLICAS, NOPERM ...): what is fsynced cannot be known."""
 
 
-class Gate:
+class Latch:
     """Opens when so many waiters have enough, or one of them failed."""
 
-    __slots__ = ("_event", "_left", "failure")
+    __slots__ = ("_left", "failure")
 
     def __init__(self, waiters: int) -> None:
         self._left = waiters
-        self._event = trio.Event()
         self.failure: Exception | None = None
-        if not waiters:
-            self._event.set()
 
     def enough(self) -> None:
         self._left -= 1
         if self._left <= 0:
-            self._event.set()
+            self.open()
 
     def fail(self, failure: Exception) -> None:
         self.failure = self.failure or failure
+        self.open()
+
+    def open(self) -> None:
+        """May be called again when it is open."""
+        raise NotImplementedError
+
+
+class Gate(Latch):
+    """One that is waited for."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self, waiters: int) -> None:
+        super().__init__(waiters)
+        self._event = trio.Event()
+        if not waiters:
+            self._event.set()
+
+    def open(self) -> None:
         self._event.set()
 
     async def wait(self) -> None:
@@ -42,12 +59,21 @@ class Gate:
 
 
 class Waiter:
-    """One session's question to one shard, and the counts it has so far."""
+    """One session's question to one shard, and the counts it has so far.
 
-    __slots__ = ("count", "done", "gate", "local", "threshold", "want", "want_local")
+    ``at_once``: it asks for what there is, however many.  Its threshold may lie behind others' writes, so replicas that
+    have all it wrote have to say so anew: it has enough when all online have, or a moment after it was first looked at.
+    """
 
-    def __init__(self, gate: Gate, want: int, want_local: int, threshold: int | None) -> None:
+    __slots__ = ("at_once", "count", "done", "gate", "listed", "local", "settled", "threshold", "want", "want_local")
+
+    def __init__(
+        self, gate: Latch, want: int, want_local: int, threshold: int | None, *, at_once: bool = False
+    ) -> None:
         self.gate = gate
+        self.at_once = at_once
+        self.settled = 0.0
+        """When what there is will do; 0.0 before the first look."""
         self.want = want
         self.want_local = want_local
         self.threshold = threshold
@@ -55,15 +81,25 @@ class Waiter:
         self.count = 0
         self.local = 0
         self.done = False
+        self.listed = False
+        """It stands in the list of those who wait for an offset."""
 
-    def see(self, count: int, local: int = 0) -> bool:
-        """Take in the present counts; True when they are enough."""
+    def see(self, count: int, local: int = 0, online: int = 0) -> bool:
+        """Take in the present counts, of ``online`` replicas; True when they are enough."""
         self.count = count
         self.local = local
-        if not self.done and count >= self.want and local >= self.want_local:
+        if not self.done and self._enough(online):
             self.done = True
             self.gate.enough()
         return self.done
+
+    def _enough(self, online: int) -> bool:
+        if self.local >= self.want_local and self.count >= (online if self.at_once else self.want):
+            return True
+        if not self.at_once:
+            return False
+        self.settled = self.settled or trio.current_time() + AT_ONCE
+        return trio.current_time() >= self.settled
 
     def fail(self, failure: Exception) -> None:
         self.done = True
@@ -117,12 +153,16 @@ class Shared(Generic[T]):
                     run.failure = error
                 run.done.set()
 
-    async def fresh(self) -> T:
-        """The result of a run that began after this call.  Raises what the run raised."""
+    def next_run(self) -> Run[T]:
+        """A run that begins after this call."""
         if self._next is None:
             self._next = Run()
             self._wanted.set()
-        run = self._next
+        return self._next
+
+    async def fresh(self) -> T:
+        """The result of a run that began after this call.  Raises what the run raised."""
+        run = self.next_run()
         await run.done.wait()
         if run.failure is not None:
             raise run.failure

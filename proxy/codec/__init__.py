@@ -2,14 +2,15 @@
 as a `ParseTable`.
 
 Lives here: cutting buffers into requests and replies, the limits on both, slots of keys, building and reading single
-replies for control. May not live here: sockets, buffers that grow, sessions, routing beyond the slot of one key, any
-import from another room.
+replies for control, taking a request apart by the slots of its keys and joining replies. May not live here: sockets,
+buffers that grow, sessions, which commands are split and which replies joined (the caller says so), any import from
+another room.
 
-The two hot functions exist twice, in Python (`_python`) and in Cython (`_compiled`, built on installation where there
+The hot functions exist twice, in Python (`_python`) and in Cython (`_compiled`, built on installation where there
 is a C compiler); `_selected` chooses, and IMPLEMENTATION names the choice. Results and states are the same.
 
-The contract of the two hot functions (whatever language they are written in)
------------------------------------------------------------------------------
+The contract of the hot functions (whatever language they are written in)
+-------------------------------------------------------------------------
 `parse_requests(buffer, table, state=None) -> (commands, consumed, state)`
 
 - `buffer` is bytes: everything received and not yet consumed. `commands` are tuples (slot, command_id, raw), in order.
@@ -49,6 +50,22 @@ The contract of the two hot functions (whatever language they are written in)
   front of the garbage. It is raised as soon as the type byte or length is seen to be wrong, or more items
   are announced than any memory holds. The text of lines (numbers, booleans) is not looked at.
 
+`split_keys(raw, step, command_id) -> parts | None`
+
+- `raw` is one request as `parse_requests` reports it. Behind its name each `step` (>= 1) arguments belong together,
+  and the first of them is a key.
+- `parts` are tuples (slot, command_id, raw) in the order of the keys: requests of the same name for one key each, with
+  what belongs to it. Where all keys share one slot there is a single part, `raw` itself.
+- None for what a caller has to take apart in another way, or not at all: keys of which only some share a slot, no key,
+  a key without all that belongs to it, or bytes that are not exactly one canonical request (nothing is believed).
+
+`join_elements(frames) -> frame | None`, `sum_integers(frames) -> frame | None`
+
+- One reply from a list of them: the array of the elements of arrays that have one element each, in their order; the
+  sum of integers.
+- None if one of them is anything else: an error, a null, a reply behind an attribute, a number that is negative or of
+  more than nine digits.
+
 Where the engines differ, Valkey 9.1 is followed: CR must be followed by LF and bulks by CRLF ("invalid CRLF in
 request"; older servers skip two bytes unseen), and quotes may open inside a word of an inline request. See
 `split_inline` for the two defects that are not copied.
@@ -56,7 +73,14 @@ request"; older servers skip two bytes unseen), and quotes may open inside a wor
 
 from proxy.codec import reply
 from proxy.codec._python import BROKEN, CONTROL, LARGE, FramingError, ReplyState, RequestState
-from proxy.codec._selected import IMPLEMENTATION, frame_replies, parse_requests
+from proxy.codec._selected import (
+    IMPLEMENTATION,
+    frame_replies,
+    join_elements,
+    parse_requests,
+    split_keys,
+    sum_integers,
+)
 from proxy.codec.request import decode_request, encode_request, key_slot, split_inline
 from proxy.codec.table import BARRIER, OTHER, PLAIN, UNKNOWN, Command, Limits, NameEntry, ParseTable
 
@@ -79,8 +103,11 @@ __all__ = [
     "decode_request",
     "encode_request",
     "frame_replies",
+    "join_elements",
     "key_slot",
     "parse_requests",
     "reply",
     "split_inline",
+    "split_keys",
+    "sum_integers",
 ]

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The two hot functions in Cython: the contract of the package docstring and, state by state, the results of
+"""The hot functions in Cython: the contract of the package docstring and, state by state, the results of
 `_python`. Its states and its FramingError are used, so either implementation may go on where the other stopped.
 
 May not live here: anything a profile does not show. Inline requests and the words of errors are left to the Python
@@ -10,14 +10,16 @@ Some facts the code relies on:
   the limits, which `_read_limits` cuts to FAR, replies by their 18 digits and by MAX_ITEMS. No sum can overflow.
 - Only bytes below `size` are read. Every read stands behind a comparison with `size`.
 - A state comes from a caller: it is checked once (`_resume_request`, `_resume_reply`), then trusted.
+- A request to be split is read as a client's would be: no count and no length in it is believed.
 - Entries of the table are borrowed (`PyObject *`): the dict they live in is held, and no Python code that could
   change it runs in between.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint64_t
-from libc.string cimport memchr
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from proxy.codec._python import MAX_ITEMS as _MAX_ITEMS
 from proxy.codec._python import ReplyState, RequestState, broken, parse_inline, refuse
@@ -46,6 +48,9 @@ cdef enum:
     MAX_LENGTH_LINE = 24
     LENGTH_DIGITS = 18
     ORDINARY_NAME = 64
+    SLOTS = 16384
+    SLOT_BYTES = 2048  # of one bit for each slot
+    COUNT_DIGITS = 9
     NULL_LENGTH = -1
     NOT_YET = -2
     NO_LENGTH = -3
@@ -609,3 +614,157 @@ cdef int _resume_reply(state, int64_t size, Reply *reply) except FAILED:
     reply.remaining = remaining
     _check_state(0 <= reply.position < 2 * FAR and reply.position != 1 and 0 <= reply.searched <= size)
     return _check_state(0 <= reply.remaining <= MAX_ITEMS)
+
+
+# --- multi-key requests and their replies
+
+cdef struct Key:
+    int slot
+    int64_t begin  # of its length line
+    int64_t end  # behind all that belongs to it
+
+
+def split_keys(bytes raw not None, int64_t step, command_id):
+    """Take a request apart, one part a key; see the package docstring. Raises ValueError for a step below 1."""
+    cdef Data data = <Data>PyBytes_AS_STRING(raw)
+    cdef int64_t size = PyBytes_GET_SIZE(raw)
+    cdef int64_t begin, count, distinct, at
+    cdef Line line
+    cdef Key *keys
+    cdef bytes head
+    cdef list parts = []
+    if step < 1:
+        raise ValueError("a key takes at least one argument")
+    if _read_line(data, size, 0, 0, MAX_LENGTH_LINE, &line) != WHOLE or data[0] != c'*':
+        return None
+    count, begin = line.value - 1, line.behind
+    if not step <= count <= size or count % step or not _read_bulk(data, size, begin, &line):
+        return None
+    count //= step
+    keys = <Key *>PyMem_Malloc(min(count, SLOTS) * sizeof(Key))
+    if keys == NULL:
+        raise MemoryError
+    try:
+        distinct = _read_keys(data, size, line.behind + line.value + 2, count, step, keys)
+        if distinct == 1:
+            return [(keys[0].slot, command_id, raw)]
+        if distinct == 0:
+            return None
+        head = b"*%d\r\n" % (1 + step) + raw[begin : keys[0].begin]
+        for at in range(distinct):
+            parts.append((keys[at].slot, command_id, _behind(head, data + keys[at].begin, keys[at].end - keys[at].begin)))
+        return parts
+    finally:
+        PyMem_Free(keys)
+
+
+cdef int64_t _read_keys(
+    Data data, int64_t size, int64_t position, int64_t count, int64_t step, Key *keys
+) noexcept nogil:
+    """Read so many keys up to the end of the request; returns their number if each has a slot of its own, 1 if all
+    share one, else 0.
+
+    `keys` has room for as many as there are slots: one is written for each slot that was not seen before.
+    """
+    cdef uint8_t[SLOT_BYTES] seen
+    cdef uint8_t bit
+    cdef int64_t distinct = 0
+    cdef int64_t at, other
+    cdef Line line
+    cdef Key key
+    memset(seen, 0, sizeof(seen))
+    for at in range(count):
+        key.begin = position
+        for other in range(step):
+            if not _read_bulk(data, size, position, &line):
+                return 0
+            if other == 0:
+                key.slot = _slot(data + line.behind, line.value)
+            position = line.behind + line.value + 2
+        key.end = position
+        bit = <uint8_t>(1 << (key.slot & 7))
+        if not seen[key.slot >> 3] & bit:
+            seen[key.slot >> 3] |= bit
+            keys[distinct] = key
+            distinct += 1
+        if distinct <= at and distinct > 1:
+            return 0
+    return distinct if position == size else 0
+
+
+cdef bint _read_bulk(Data data, int64_t size, int64_t begin, Line *line) noexcept nogil:
+    """Whether a whole bulk begins here; `line` then has its length, and where its bytes begin."""
+    cdef int64_t end
+    if _read_line(data, size, begin, begin, MAX_LENGTH_LINE, line) != WHOLE or data[begin] != c'$':
+        return False
+    if not 0 <= line.value <= size - line.behind - 2:
+        return False
+    end = line.behind + line.value
+    return data[end] == CR and data[end + 1] == LF
+
+
+cdef bytes _behind(bytes head, Data body, int64_t size):
+    """The body behind the head."""
+    cdef Py_ssize_t before = PyBytes_GET_SIZE(head)
+    cdef bytes whole = PyBytes_FromStringAndSize(NULL, before + size)
+    memcpy(PyBytes_AS_STRING(whole), PyBytes_AS_STRING(head), before)
+    memcpy(PyBytes_AS_STRING(whole) + before, body, size)
+    return whole
+
+
+def join_elements(frames not None):
+    """One array from arrays of one element each; see the package docstring."""
+    cdef list items = frames if type(frames) is list else list(frames)
+    cdef bytes head = b"*%d\r\n" % len(items)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(head)
+    cdef Py_ssize_t length
+    cdef bytes joined
+    cdef char *to
+    for frame in items:
+        length = _frame_size(frame)
+        if length < 4 or memcmp(PyBytes_AS_STRING(frame), b"*1\r\n", 4):
+            return None
+        size += length - 4
+    joined = PyBytes_FromStringAndSize(NULL, size)
+    to = PyBytes_AS_STRING(joined)
+    memcpy(to, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head))
+    to += PyBytes_GET_SIZE(head)
+    for frame in items:
+        length = PyBytes_GET_SIZE(frame) - 4
+        memcpy(to, PyBytes_AS_STRING(frame) + 4, length)
+        to += length
+    return joined
+
+
+def sum_integers(frames not None):
+    """The sum of integers; see the package docstring."""
+    cdef list items = frames if type(frames) is list else list(frames)
+    cdef int64_t total = 0  # so small are the numbers that no memory holds enough of them to overflow it
+    cdef int64_t size, number
+    for frame in items:
+        size = _frame_size(frame)
+        number = _count(<Data>PyBytes_AS_STRING(frame), size)
+        if number < 0:
+            return None
+        total += number
+    return b":%d\r\n" % total
+
+
+cdef int64_t _count(Data data, int64_t size) noexcept nogil:
+    """An integer reply of few digits; -1 for any other frame."""
+    cdef int64_t value = 0
+    cdef int64_t end = size - 2
+    cdef int64_t at
+    if not 1 < end <= 1 + COUNT_DIGITS or data[0] != c':' or data[end] != CR or data[end + 1] != LF:
+        return -1
+    for at in range(1, end):
+        if not c'0' <= data[at] <= c'9':
+            return -1
+        value = value * 10 + (data[at] - c'0')
+    return value
+
+
+cdef Py_ssize_t _frame_size(frame) except -1:
+    if not PyBytes_CheckExact(frame):
+        raise TypeError(f"a reply is bytes, not {type(frame).__name__}")
+    return PyBytes_GET_SIZE(frame)

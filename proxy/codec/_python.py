@@ -1,4 +1,4 @@
-"""The two hot functions in pure Python. Everything that decides their speed lives here; the contract stands in the
+"""The hot functions in pure Python. Everything that decides their speed lives here; the contract stands in the
 package docstring.
 
 How the speed is won, and why the code looks as it does:
@@ -14,9 +14,10 @@ How the speed is won, and why the code looks as it does:
 
 import re
 from binascii import crc_hqx
+from collections.abc import Sequence
 from typing import Final, NamedTuple, NoReturn
 
-from proxy.codec.request import encode_request, key_slot, split_inline
+from proxy.codec.request import decode_request, encode_request, key_slot, split_inline
 from proxy.codec.table import BARRIER, FAST_WINDOW, LENGTH_LINES, PLAIN, UNKNOWN_ENTRY, Command, NameEntry, ParseTable
 
 CONTROL: Final = -1
@@ -504,3 +505,45 @@ def _check_unfinished_line(buffer: bytes, position: int) -> None:
 def refuse(position: int, problem: str, frames: list[bytes] | None = None) -> NoReturn:
     """Raise FramingError: what begins at this offset of the buffer is not RESP."""
     raise FramingError(f"{problem} at byte {position}: the server's answer is not the Redis protocol", frames)
+
+
+# --- multi-key requests and their replies
+
+_ONE_ELEMENT: Final = b"*1\r\n"
+_is_count = re.compile(rb":[0-9]{1,9}\r\n").fullmatch
+
+
+def split_keys(raw: bytes, step: int, command_id: int) -> list[Command] | None:
+    """Take a request apart, one part a key; see the package docstring. Raises ValueError for a step below 1."""
+    if step < 1:
+        raise ValueError("a key takes at least one argument")
+    try:
+        arguments = decode_request(raw)
+    except ValueError:
+        return None
+    if len(arguments) <= step or (len(arguments) - 1) % step:
+        return None
+    slots = [key_slot(key) if b"{" in key else crc_hqx(key, 0) & 16383 for key in arguments[1::step]]
+    distinct = len(set(slots))
+    if distinct == 1:
+        return [(slots[0], command_id, raw)]
+    if distinct < len(slots):
+        return None
+    name, *bulks = [b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments]
+    head = b"*%d\r\n%b" % (1 + step, name)
+    bodies = bulks if step == 1 else [b"".join(bulks[at : at + step]) for at in range(0, len(bulks), step)]
+    return [(slot, command_id, head + body) for slot, body in zip(slots, bodies, strict=True)]
+
+
+def join_elements(frames: Sequence[bytes]) -> bytes | None:
+    """One array from arrays of one element each; see the package docstring."""
+    if not all(frame.startswith(_ONE_ELEMENT) for frame in frames):
+        return None
+    return b"*%d\r\n%b" % (len(frames), b"".join([frame[4:] for frame in frames]))
+
+
+def sum_integers(frames: Sequence[bytes]) -> bytes | None:
+    """The sum of integers; see the package docstring."""
+    if not all(map(_is_count, frames)):
+        return None
+    return b":%d\r\n" % sum([int(frame[1:-2]) for frame in frames])

@@ -51,21 +51,28 @@ def decode_request(raw: bytes) -> list[bytes]:
 
 
 def _decode_by_lengths(raw: bytes) -> list[bytes]:
-    line_end = raw.index(b"\r\n")
-    count = int(raw[1:line_end])
-    position = line_end + 2
+    count, position = _read_head(raw, 0, b"*")
     arguments: list[bytes] = []
     while position < len(raw):
-        line_end = raw.index(b"\r\n", position)
-        begin = line_end + 2
-        end = begin + int(raw[position + 1 : line_end])
-        if raw[position : position + 1] != b"$" or raw[end : end + 2] != b"\r\n":
+        length, begin = _read_head(raw, position, b"$")
+        end = begin + length
+        if raw[end : end + 2] != b"\r\n":
             raise ValueError("not a RESP array of bulks")
         arguments.append(raw[begin:end])
         position = end + 2
-    if raw[:1] != b"*" or len(arguments) != count:
+    if len(arguments) != count:
         raise ValueError("not exactly one RESP request")
     return arguments
+
+
+def _read_head(raw: bytes, begin: int, kind: bytes) -> tuple[int, int]:
+    """The number of a canonical length line, and the position behind it."""
+    line_end = raw.index(b"\r\n", begin)
+    number = int(raw[begin + 1 : line_end])
+    # int() also takes blanks, signs and underscores; a negative length would lead backwards, for ever.
+    if number < 0 or raw[begin:line_end] != b"%b%d" % (kind, number):
+        raise ValueError("not a RESP array of bulks")
+    return number, line_end + 2
 
 
 def split_inline(line: bytes) -> list[bytes] | None:

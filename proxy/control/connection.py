@@ -8,7 +8,7 @@ from proxy.control.call import Call, Handler
 from proxy.control.sending import Sender
 from proxy.control.versions import numbers
 from proxy.sessions import clients, connection
-from proxy.sessions.session import Session
+from proxy.sessions.session import Replies, Session
 from proxy.topology.lanes import Identity
 from shard.client import ConnectionLost, ReplyError
 
@@ -39,6 +39,7 @@ class ConnectionCommands:
             b"readwrite": self._where_to_read,
             b"acl|whoami": self._whoami,
             **{b"client|" + name: self._client for name in clients.HANDLED},
+            b"client|reply": self._reply,
         }
 
     def _auth(self, call: Call) -> None:
@@ -77,15 +78,15 @@ class ConnectionCommands:
         if call.session.transaction is not None:
             call.session.transaction.end(clean=False)
         call.session.name = b""
+        if call.session.replies is Replies.OFF:
+            self._speak(call)
         call.session.authenticated = self.doorkeeper.open
         call.session.client.table = None if call.session.authenticated else self.unauthenticated
         self._become(call.session, Identity("default", 0, 2))
         self.sender.answer(call.request, b"+RESET\r\n")
 
     def quit(self, call: Call) -> None:
-        with self.plane.turn():
-            self.plane.answer(call.request, OK)
-            self.plane.finish(call.session.client)
+        self.sender.answer_last(call.request, OK)
 
     async def _select(self, call: Call) -> None:
         """SELECT: what a shard says to it on a connection of its own decides."""
@@ -127,6 +128,29 @@ class ConnectionCommands:
 
     def _client(self, call: Call) -> None:
         self.sender.answer(call.request, clients.client(call.session, list(self.sessions.values()), call.args))
+
+    def _reply(self, call: Call) -> None:
+        """CLIENT REPLY ON|OFF|SKIP (networking.c: clientReplyCommand): replies are kept back here, never on a lane."""
+        wanted = call.args[2].lower()
+        session = call.session
+        if wanted == b"on":
+            self._speak(call)
+        elif wanted == b"off" or (wanted == b"skip" and session.replies is Replies.OFF):
+            session.replies = Replies.OFF
+            session.unheard.add(call.request)
+        elif wanted == b"skip":
+            session.replies = Replies.SKIP_NEXT
+            session.unheard.add(call.request)
+        else:
+            self.sender.answer(call.request, b"-ERR syntax error\r\n")
+            return
+        self.sender.answer(call.request, OK)
+
+    @staticmethod
+    def _speak(call: Call) -> None:
+        """Let replies be heard again, beginning with this one."""
+        call.session.replies = Replies.ON
+        call.session.unheard.discard(call.request)
 
     def _whoami(self, call: Call) -> None:
         self.sender.answer(call.request, bulk(call.session.identity.user.encode()))

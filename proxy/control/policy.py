@@ -65,7 +65,7 @@ class Policy:
             )
         if command.name in LATER or container in LATER:
             return not_supported(command)
-        if container == b"client" and command.name[7:] not in (*HANDLED, b"help"):
+        if container == b"client" and command.name[7:] not in (*HANDLED, b"reply", b"help"):
             return not_supported(command)
         if command.name in OF_A_CLUSTER_CLIENT or (container == b"cluster" and command.name not in CLUSTER_ANSWERED):
             return NO_CLUSTER

@@ -14,6 +14,7 @@ from proxy.control.connection import ConnectionCommands
 from proxy.control.policy import DANGEROUS, LATER, Policy, not_supported
 from proxy.control.sending import Sender, unsure
 from proxy.control.transactions import TransactionCommands
+from proxy.control.waiting import WaitCommands
 from proxy.dataplane import BARRIER, READONLY, WRITE, Client, Mode, Request
 from proxy.routing import (
     Command,
@@ -37,7 +38,7 @@ BARRIERS = frozenset(
     {
         *(b"auth", b"hello", b"reset", b"quit", b"select"),
         *(b"multi", b"exec", b"discard", b"watch", b"unwatch"),
-        *(b"wait", b"waitaof", b"scan", b"randomkey", b"script", b"function"),
+        *(b"client", b"wait", b"waitaof", b"scan", b"randomkey", b"script", b"function"),
     }
 )
 """Commands that change how the session's next one travels, or take several steps of their own."""
@@ -53,6 +54,7 @@ class Router:
         sender: Sender,
         policy: Policy,
         connection: ConnectionCommands,
+        waits: WaitCommands,
         families: Iterable[Mapping[bytes, Handler]],
         limits: Limits,
         patience: float,
@@ -70,8 +72,10 @@ class Router:
         self._nursery: trio.Nursery | None = None
         self._refresh = trio.Event()
         self._one_by_one = False
-        self._handlers: dict[bytes, Handler] = {name: way for family in families for name, way in family.items()}
-        self.transactions = TransactionCommands(sender, connection, frozenset(self._handlers), patience)
+        self._handlers: dict[bytes, Handler] = dict(waits.handlers)
+        for family in families:
+            self._handlers |= family
+        self.transactions = TransactionCommands(sender, connection, waits, frozenset(self._handlers), patience)
         self._handlers |= self.transactions.handlers
 
     def learn(self, table: CommandTable) -> None:
@@ -159,7 +163,7 @@ class Router:
 
     def half_closed(self, client: Client) -> None:
         session: Session = client.session
-        if session.waiting:
+        if session.blocked is not None:
             self.plane.kill(client)  # as the engine does with a client that blocks
 
     def command(self, request: Request) -> None:
@@ -167,6 +171,7 @@ class Router:
         assert request.client is not None
         session: Session = request.client.session
         self.calls += 1
+        session.began(request)
         try:
             step = self._dispatch(session, request)
         except Exception:

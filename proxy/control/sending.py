@@ -56,9 +56,17 @@ class Sender(Places):
         client = request.client
         assert client is not None
         with self.plane.turn():
-            self.plane.answer(request, frame)
+            self.plane.answer(request, client.session.heard(request, frame))
             if request.barrier:
                 self.plane.resume(client, client.session.mode)
+
+    def answer_last(self, request: Request, frame: bytes) -> None:
+        """Answer a barrier and close its client: nothing behind it is run."""
+        client = request.client
+        assert client is not None
+        with self.plane.turn():
+            self.plane.answer(request, client.session.heard(request, frame))
+            self.plane.finish(client)
 
     def send(self, session: Session, request: Request, slot: int) -> None:
         """Put a request on the lane of its slot; its reply goes to the client as it is."""
@@ -66,7 +74,7 @@ class Sender(Places):
         self.send_to(session, request, self.shard_of(slot))
 
     def send_to(self, session: Session, request: Request, shard: int) -> None:
-        if not request.barrier:
+        if not request.barrier and request not in session.unheard:
             self.plane.resubmit(request, self.lane(session, shard))
         elif len(request.raw) > self._large_request and shard >= 0:
             self._send_large(session, request, shard)
@@ -103,7 +111,7 @@ class Sender(Places):
         )
 
     def _submit(self, session: Session, request: Request, lane: Lane) -> None:
-        """A barrier's request on a shared lane: the client goes on when the reply is in."""
+        """A request on a shared lane whose reply comes by here: a barrier's client goes on then."""
         self.plane.submit(
             lane,
             request.raw,

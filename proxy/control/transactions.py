@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from proxy.acks.wait import GONE, Unconfirmed
 from proxy.codec.reply import OK, error
 from proxy.control.call import Call, Handler, Step
 from proxy.control.connection import ConnectionCommands
 from proxy.control.sending import Sender
+from proxy.control.waiting import WaitCommands
 from proxy.routing import Command, extract, first_slot, slots_of
 from proxy.sessions.session import Session
 from proxy.sessions.transaction import Transaction
@@ -19,9 +21,17 @@ AS_IS = frozenset({b"ping", b"echo", b"unwatch"})
 class TransactionCommands:
     """See the module.  ``own``: names of commands with a way of their own; ``patience`` in seconds."""
 
-    def __init__(self, sender: Sender, connection: ConnectionCommands, own: Collection[bytes], patience: float) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        connection: ConnectionCommands,
+        waits: WaitCommands,
+        own: Collection[bytes],
+        patience: float,
+    ) -> None:
         self.sender = sender
         self.connection = connection
+        self.waits = waits
         self._own = own
         self._patience = patience
         self.handlers: dict[bytes, Handler] = {
@@ -62,6 +72,8 @@ class TransactionCommands:
         assert transaction is not None
         name = call.command.name
         if name == b"exec":
+            if transaction.put_in and not transaction.doomed:
+                return self._put_in_and_execute(call, transaction)
             return transaction.execute(call.request)
         if name == b"discard":
             transaction.discard(call.request)
@@ -71,6 +83,8 @@ class TransactionCommands:
             self.connection.reset(call)
         elif b"no_multi" in call.command.flags:
             transaction.refuse(call.request, error(b"ERR Command '%s' not allowed inside a transaction" % name))
+        elif name in self.waits.handlers:
+            transaction.queue(call.request, call.command, None, put_in=True)
         elif not self._may_queue(call.command):
             words = name.replace(b"|", b" ")
             transaction.refuse(call.request, error(b"ERR '%s' inside MULTI is not supported by the proxy yet" % words))
@@ -78,6 +92,18 @@ class TransactionCommands:
             slot = first_slot(call.command, call.args) if call.command.is_keyed else None
             transaction.queue(call.request, call.command, slot)
         return None
+
+    async def _put_in_and_execute(self, call: Call, transaction: Transaction) -> None:
+        """EXEC with WAITs in it.  The counts are taken first: should there be none to give, nothing has run yet."""
+        try:
+            frames = await self.waits.present(call.session, transaction.to_put_in())
+        except Unconfirmed:
+            self.sender.answer_last(call.request, GONE)
+            return
+        transaction.put_in.update(zip(transaction.put_in, frames, strict=True))
+        step = transaction.execute(call.request)
+        if step is not None:
+            await step
 
     def _may_queue(self, command: Command) -> bool:
         """Whether one shard's answer is the whole answer."""

@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
-from proxy.acks.arguments import Refused, parse_wait, parse_waitaof
-from proxy.acks.wait import GONE, Acks, Unconfirmed
+from proxy.acks.arguments import Asked, Refused, parse_wait, parse_waitaof
+from proxy.acks.crowd import Crowd
+from proxy.acks.wait import GONE, Acks, Question
 from proxy.codec.reply import elements, error, integer_value, is_error
-from proxy.control.call import Call, Handler, Step
+from proxy.control.call import Call, Handler
 from proxy.control.sending import Sender
 from proxy.observe.metrics import WaitCommand, WaitResult
+from proxy.sessions.session import Session
+
+UNBLOCKED = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
+
+
+class Waiting:
+    """A session blocked in WAIT or WAITAOF."""
+
+    __slots__ = ("_call", "_commands", "_member", "_started")
+
+    def __init__(self, commands: WaitCommands, call: Call, question: Question) -> None:
+        self._commands = commands
+        self._call = call
+        self._started = trio.current_time()
+        self._member = commands.crowd.ask(question, self._done)
+
+    def unblock(self, with_error: bool) -> None:
+        if with_error:
+            self._member.cancel()
+            self._done(UNBLOCKED)
+        else:
+            self._member.expire()
+
+    def cancel(self) -> None:
+        """The client is gone."""
+        self._member.cancel()
+        self._observe("gone")
+
+    def _done(self, frame: bytes | None) -> None:
+        session, request = self._call.session, self._call.request
+        session.blocked = session.working = None  # before the answer, behind which the next command may block
+        if frame is None:
+            self._observe("unblocked")
+            self._commands.sender.answer_last(request, GONE)
+        else:
+            asked = self._member.question.asked
+            self._observe(_wait_result(frame, asked.local, asked.replicas))
+            self._commands.sender.answer(request, frame)
+
+    def _observe(self, result: WaitResult) -> None:
+        fsync = self._member.question.asked.fsync
+        self._commands.observe("waitaof" if fsync else "wait", result, trio.current_time() - self._started)
 
 
 class WaitCommands:
@@ -20,34 +63,44 @@ class WaitCommands:
     def __init__(self, sender: Sender, acks: Acks, observe: Callable[[WaitCommand, WaitResult, float], None]) -> None:
         self.sender = sender
         self.acks = acks
-        self._observe = observe
+        self.crowd = Crowd(acks, sender.plane.turn)
+        self.observe = observe
         self.handlers: dict[bytes, Handler] = {b"wait": self._wait, b"waitaof": self._wait}
 
-    def _wait(self, call: Call) -> Step | None:
+    def _wait(self, call: Call) -> None:
         try:
-            asked = parse_wait(call.args) if call.command.name == b"wait" else parse_waitaof(call.args)
+            asked = _asked(call.args)
         except Refused as refused:
             self.sender.answer(call.request, error(str(refused)))
-            return None
+            return
+        session = call.session
+        question = self.acks.question(session.client, session.memory, asked)
+        session.blocked = session.working = Waiting(self, call, question)
 
-        async def wait() -> None:
-            started = trio.current_time()
-            result: WaitResult = "gone"
+    async def present(self, session: Session, calls: Sequence[Sequence[bytes]]) -> list[bytes]:
+        """The replies to calls inside MULTI, where nothing may block: what there is now, of earlier writes.
+
+        The engine, too, counts only what the session wrote before EXEC, since it replicates a transaction at its end.
+        Raises ``Unconfirmed``.
+        """
+        told: dict[tuple[bool, int], bytes] = {}
+        frames: list[bytes] = []
+        for args in calls:
             try:
-                frame = await self.acks.wait(call.session.client, call.session.memory, asked)
-                result = _wait_result(frame, asked.local, asked.replicas)
-                self.sender.answer(call.request, frame)
-            except Unconfirmed:
-                result = "unblocked"
-                with self.sender.plane.turn():
-                    self.sender.plane.answer(call.request, GONE)
-                    self.sender.plane.finish(call.session.client)
-            finally:
-                call.session.waiting = False
-                self._observe("waitaof" if asked.fsync else "wait", result, trio.current_time() - started)
+                asked = _asked(args)._replace(timeout=None)
+            except Refused as refused:
+                frames.append(error(str(refused)))
+                continue
+            key = asked.fsync, asked.local
+            if key not in told:
+                question = self.acks.question(session.client, session.memory, asked, at_once=True)
+                told[key] = await self.acks.wait(question)
+            frames.append(told[key])
+        return frames
 
-        call.session.waiting = True  # now, not when the task runs: EOF may be read before that
-        return wait()
+
+def _asked(args: Sequence[bytes]) -> Asked:
+    return parse_wait(args) if args[0].lower() == b"wait" else parse_waitaof(args)
 
 
 def _wait_result(frame: bytes, local: int, replicas: int) -> WaitResult:

@@ -42,7 +42,8 @@ class Counters(TypedDict, total=False):
       ``held`` commands held now; ``held_bytes`` now; ``holds`` commands ever held; ``hold_timeouts`` holds that ended
       in an error.
     Acks:
-      ``waits_open`` WAIT and WAITAOF being waited for now; ``ack_rounds`` rounds put to shards.
+      ``waits_open`` WAIT and WAITAOF being waited for now; ``ack_rounds`` rounds put to shards;
+      ``acks_unconfirmed`` of them answered without a number, because a primary's life had ended.
     Topology:
       ``slot_map_version``; ``slots_covered`` slots with a primary, of 16384; ``discoveries``; ``discovery_failures``;
       ``ready`` 0 or 1; ``engine_versions`` number of nodes by engine and version, as ``{"valkey 9.1.2": 6}``.
@@ -76,6 +77,7 @@ class Counters(TypedDict, total=False):
     hold_timeouts: int
     waits_open: int
     ack_rounds: int
+    acks_unconfirmed: int
     slot_map_version: int
     slots_covered: int
     discoveries: int
@@ -175,6 +177,11 @@ _COUNTERS: Final[tuple[tuple[str, str, str], ...]] = (
     ("holds", "holds", "Commands ever held."),
     ("hold_timeouts", "hold_timeouts", "Holds that ended in an error, at their deadline."),
     ("ack_rounds", "ack_rounds", "Rounds of acknowledgments put to shards."),
+    (
+        "acks_unconfirmed",
+        "acks_unconfirmed",
+        "WAIT and WAITAOF that got no number, because a primary that took the session's writes is no longer in charge.",
+    ),
     ("discoveries", "discoveries", "Times the slot map was read from the cluster."),
     ("discovery_failures", "discovery_failures", "Times no node could be asked for the slot map."),
 )

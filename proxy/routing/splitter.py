@@ -7,10 +7,10 @@ Then a part is a head and a piece of the request itself.
 
 from __future__ import annotations
 
-from binascii import crc_hqx
 from collections.abc import Callable, Collection, Sequence
 
-from proxy.codec import decode_request, key_slot
+from proxy.codec import decode_request, join_elements, split_keys, sum_integers
+from proxy.codec.reply import OK
 from proxy.routing.command_table import Command
 from proxy.routing.split import MULTI_SHARD, Split, split
 
@@ -49,30 +49,15 @@ class _Splitter:
         self._unknown = unknown
 
     def __call__(self, raw: bytes) -> Taken | None:
-        step = self._step
-        lines = raw.split(b"\r\n")  # *N, then a length and an argument each, then nothing
-        count = int(lines[0][1:])
-        if count < 2 or (count - 1) % step or len(lines) != 2 * count + 2:
+        parts = split_keys(raw, self._step, self._command.id)
+        if parts is None:
             return self._any(raw)
-        keys = lines[4 :: 2 * step]
-        slots = [key_slot(key) if b"{" in key else crc_hqx(key, 0) & 16383 for key in keys]
-        distinct = len(set(slots))
-        command_id = self._command.id
-        if distinct == 1:
-            return [(slots[0], command_id, raw)], _only
-        if distinct < len(slots):
-            return self._any(raw)
-        head = b"*%d\r\n%b\r\n%b\r\n" % (1 + step, lines[1], lines[2])
-        if step == 1:
-            pairs = zip(slots, lines[3:-1:2], keys, strict=True)
-            parts = [(slot, command_id, b"%b%b\r\n%b\r\n" % (head, length, key)) for slot, length, key in pairs]
-        else:
-            bodies = [b"\r\n".join(lines[at : at + 4]) for at in range(3, len(lines) - 1, 4)]
-            parts = [(slot, command_id, b"%b%b\r\n" % (head, body)) for slot, body in zip(slots, bodies, strict=True)]
+        if len(parts) == 1:
+            return parts, _only
         return parts, lambda frames: self._quick(frames) or self._join(raw, frames)
 
     def _any(self, raw: bytes) -> Taken | None:
-        """A call that is not of the frequent form: keys that share slots, or that hold CRLF."""
+        """A call that is not of the frequent form: some of its keys share a slot."""
         taken = split(self._command, decode_request(raw))
         if not isinstance(taken, Split):
             return None
@@ -90,21 +75,8 @@ def _only(frames: Sequence[bytes]) -> bytes:
     return frames[0]
 
 
-def _elements(frames: Sequence[bytes]) -> bytes | None:
-    """Arrays of one element each, in the order of the keys."""
-    if not all(frame.startswith(b"*1\r\n") for frame in frames):
-        return None
-    return b"*%d\r\n%b" % (len(frames), b"".join([frame[4:] for frame in frames]))
-
-
-def _sum(frames: Sequence[bytes]) -> bytes | None:
-    if not all(frame.startswith(b":") for frame in frames):
-        return None
-    return b":%d\r\n" % sum([int(frame[1:-2]) for frame in frames])
-
-
 def _all_ok(frames: Sequence[bytes]) -> bytes | None:
-    return frames[0] if all(frame == b"+OK\r\n" for frame in frames) else None
+    return OK if frames.count(OK) == len(frames) else None
 
 
-_QUICK: dict[bytes | None, Quick] = {None: _elements, b"agg_sum": _sum, b"all_succeeded": _all_ok}
+_QUICK: dict[bytes | None, Quick] = {None: join_elements, b"agg_sum": sum_integers, b"all_succeeded": _all_ok}

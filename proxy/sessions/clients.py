@@ -1,4 +1,4 @@
-"""CLIENT ID, GETNAME, SETNAME, SETINFO, INFO and LIST: over this proxy's own clients."""
+"""CLIENT ID, GETNAME, SETNAME, SETINFO, INFO, LIST and UNBLOCK: over this proxy's own clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from proxy.routing.key_specs import strict_integer
 from proxy.sessions.connection import BAD_NAME, valid_name
 from proxy.sessions.session import Session
 
-HANDLED = frozenset({b"id", b"getname", b"setname", b"setinfo", b"info", b"list"})
+HANDLED = frozenset({b"id", b"getname", b"setname", b"setinfo", b"info", b"list", b"unblock"})
 
 
 def client(session: Session, everybody: Iterable[Session], args: Sequence[bytes]) -> bytes:
@@ -26,6 +26,8 @@ def client(session: Session, everybody: Iterable[Session], args: Sequence[bytes]
         return _set_info(session, args[2], args[3])
     if subcommand == b"info":
         return verbatim(describe(session) + b"\n", session.protocol)
+    if subcommand == b"unblock":
+        return _unblock(everybody, args)
     return _list(session, everybody, args[2:])
 
 
@@ -70,6 +72,22 @@ def _list(session: Session, everybody: Iterable[Session], options: Sequence[byte
     return verbatim(b"".join(describe(each) + b"\n" for each in wanted), session.protocol)
 
 
+def _unblock(everybody: Iterable[Session], args: Sequence[bytes]) -> bytes:
+    """CLIENT UNBLOCK id [TIMEOUT|ERROR] (networking.c: clientUnblockCommand).  More words mean TIMEOUT, as there."""
+    reason = args[3].lower() if len(args) == 4 else b"timeout"
+    if reason not in (b"timeout", b"error"):
+        return error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
+    wanted = strict_integer(args[2])
+    if wanted is None:
+        return error("ERR value is not an integer or out of range")
+    for session in everybody:
+        if session.client.id == wanted and session.blocked is not None:
+            blocked, session.blocked = session.blocked, None
+            blocked.unblock(with_error=reason == b"error")
+            return integer(1)
+    return integer(0)
+
+
 def describe(session: Session) -> bytes:
     """One client in the engine's form (networking.c: catClientInfoString), with the fields a proxy can know."""
     now = time.monotonic()
@@ -103,5 +121,5 @@ def describe(session: Session) -> bytes:
 
 
 def _flags(session: Session) -> str:
-    flags = ("x" if session.in_multi else "") + ("b" if session.waiting else "")
+    flags = ("x" if session.in_multi else "") + ("b" if session.blocked is not None else "")
     return flags or "N"

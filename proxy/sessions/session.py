@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import enum
 import time
-from typing import TYPE_CHECKING
-
-import trio
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.acks.wait import Memory
-from proxy.dataplane import Client, Mode
+from proxy.dataplane import Client, Mode, Request
 from proxy.topology.lanes import Identity
 
 if TYPE_CHECKING:
     from proxy.sessions.transaction import Transaction
+
+
+class Replies(enum.Enum):
+    """What CLIENT REPLY asked for."""
+
+    ON = enum.auto()
+    SKIP_NEXT = enum.auto()
+    OFF = enum.auto()
+
+
+class Blocked(Protocol):
+    """What a session is blocked in."""
+
+    def unblock(self, with_error: bool) -> None:
+        """End it as its timeout would, or with the error of CLIENT UNBLOCK."""
+
+
+class Working(Protocol):
+    """What deals with a command that takes its time."""
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more."""
 
 
 class Session:
@@ -20,6 +41,7 @@ class Session:
 
     __slots__ = (
         "authenticated",
+        "blocked",
         "client",
         "created",
         "identity",
@@ -28,8 +50,9 @@ class Session:
         "lib_ver",
         "memory",
         "name",
+        "replies",
         "transaction",
-        "waiting",
+        "unheard",
         "working",
     )
 
@@ -46,10 +69,16 @@ class Session:
         """What acks told this session before."""
         self.transaction: Transaction | None = None
         """From WATCH or MULTI to EXEC, DISCARD or UNWATCH."""
-        self.working: trio.CancelScope | None = None
-        """The task that deals with this session's barrier; cancelled when the client goes."""
-        self.waiting = False
-        """Blocked in WAIT or WAITAOF: EOF ends it, as in the engine."""
+        self.working: Working | None = None
+        """What deals with this session's barrier; cancelled when the client goes."""
+        self.blocked: Blocked | None = None
+        """Blocked in a command: EOF ends that, as in the engine, and so does CLIENT UNBLOCK."""
+        self.replies = Replies.ON
+        self.unheard: set[Request] = set()
+        """Commands under way whose replies CLIENT REPLY keeps back.
+
+        An empty one takes their place: the client's order, and what it has under way, stay right.
+        """
 
     @property
     def protocol(self) -> int:
@@ -62,4 +91,21 @@ class Session:
     @property
     def mode(self) -> Mode:
         """How its commands travel now."""
-        return Mode.PLAIN if self.authenticated and not self.in_multi else Mode.CONTROL
+        plain = self.authenticated and not self.in_multi and self.replies is Replies.ON
+        return Mode.PLAIN if plain else Mode.CONTROL
+
+    def began(self, request: Request) -> None:
+        """A command's turn has come: CLIENT REPLY decides whether its reply will be heard."""
+        if self.replies is Replies.ON:
+            return
+        self.unheard.add(request)
+        if self.replies is Replies.SKIP_NEXT:
+            self.replies = Replies.ON
+            self.client.mode = self.mode
+
+    def heard(self, request: Request, frame: bytes) -> bytes:
+        """What of a reply goes to the client: all of it, or nothing."""
+        if request not in self.unheard:
+            return frame
+        self.unheard.discard(request)
+        return b""

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import trio
 
-from proxy.codec import encode_request
-from proxy.codec.reply import OK, QUEUED, error, is_error
+from proxy.codec import decode_request, encode_request
+from proxy.codec.reply import OK, QUEUED, array, elements, error, is_error, is_null
 from proxy.dataplane import DataPlane, Lane, Request
 from proxy.routing import Command
 from proxy.sessions.session import Session
@@ -46,6 +46,9 @@ class Places(Protocol):
     def redirected(self, lane: Lane, frame: bytes) -> int | None:
         """Take in a MOVED or ASK; the shard that an ASK names, None otherwise."""
 
+    def answer(self, request: Request, frame: bytes) -> None:
+        """Answer, and let the client go on if it stood behind this command."""
+
 
 class Transaction:
     """One session's WATCH ... MULTI ... EXEC."""
@@ -73,6 +76,8 @@ class Transaction:
         self.write = False
         self.queued: list[bytes] = []
         self.queued_bytes = 0
+        self.put_in: dict[int, bytes | None] = {}
+        """Places in EXEC's reply that one shard cannot fill, and what the proxy puts there; None until EXEC."""
 
     # -- before MULTI ------------------------------------------------------------------------------
     def watch(self, request: Request, slots: frozenset[int]) -> None:
@@ -116,8 +121,13 @@ class Transaction:
         self.multi = True
         self._answer(request, OK)
 
-    def queue(self, request: Request, command: Command, slot: int | None) -> None:
-        """One command inside MULTI; ``slot`` of its first key, None for none."""
+    def queue(self, request: Request, command: Command, slot: int | None, *, put_in: bool = False) -> None:
+        """One command inside MULTI; ``slot`` of its first key, None for none.
+
+        ``put_in``: its reply will be put in by the proxy. It is queued all the same, which keeps its place.
+        """
+        if put_in:
+            self.put_in[len(self.queued)] = None
         self.queued_bytes += len(request.raw)
         if self.queued_bytes > self.plane.limits.query:  # the engine counts it to the query, too (networking.c)
             self.plane.refuse(self.session.client, "closing a client whose transaction exceeds the query limit")
@@ -201,9 +211,18 @@ class Transaction:
 
         self._send(lane, raw, replied)
 
+    @property
+    def doomed(self) -> bool:
+        """EXEC will run nothing."""
+        return self.dirty or self.crossed
+
+    def to_put_in(self) -> list[list[bytes]]:
+        """The commands whose replies the proxy puts in, in order."""
+        return [decode_request(self.queued[at]) for at in self.put_in]
+
     def execute(self, request: Request) -> Coroutine[Any, Any, None] | None:
         """EXEC at its turn.  What has to be awaited is returned."""
-        if self.dirty or self.crossed:
+        if self.doomed:
             self.abort(request, ABORTED if self.dirty else CROSSSLOT)
             return None
         lane = self.lane
@@ -225,7 +244,7 @@ class Transaction:
                 replay.append(True)
             else:
                 self.end(clean=not lane.closed)
-                self._answer(request, frame)
+                self._answer(request, self._filled(frame))
             done.set()
 
         done = trio.Event()
@@ -268,7 +287,16 @@ class Transaction:
             asked = self.places.redirected(lane, frame) if lane is not None else None
             await trio.sleep(RETRY)
         self.end(clean=True)
-        self._answer(request, frame)
+        self._answer(request, self._filled(frame))
+
+    def _filled(self, frame: bytes) -> bytes:
+        """EXEC's reply with what the proxy puts in."""
+        if not self.put_in or is_error(frame) or is_null(frame):
+            return frame
+        replies = elements(frame)
+        for at, own in self.put_in.items():
+            replies[at] = own or replies[at]
+        return array(replies)
 
     def _shard(self) -> int:
         return self.places.any_shard() if self.slot is None else self.places.shard_of(self.slot)
@@ -342,7 +370,4 @@ class Transaction:
             self.session.transaction = None
 
     def _answer(self, request: Request, frame: bytes) -> None:
-        with self.plane.turn():
-            self.plane.answer(request, frame)
-            if request.barrier:
-                self.plane.resume(self.session.client, self.session.mode)
+        self.places.answer(request, frame)

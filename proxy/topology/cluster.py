@@ -212,6 +212,10 @@ class Cluster:
         """Indexes of the shards that serve slots."""
         return [shard.index for shard in self.map.shards if shard.ranges]
 
+    def answers(self, node_id: str) -> bool:
+        """Whether the node answered its last probe."""
+        return any(watch.node_id == node_id and watch.alive for watch in self.nodes.values())
+
     def watch_of(self, node: Node) -> NodeWatch | None:
         return self.nodes.get(node.address)
 

@@ -325,7 +325,7 @@ class Redirects:
             if not lane.fifo:
                 if not owner.leased:  # the session that has one gives it back
                     self.lanes.close(lane)
-            elif not self._answers(owner.node_id):
+            elif not self.cluster.answers(owner.node_id):
                 lane.lose("its node does not answer and has a successor")
 
     def _lose_hung(self) -> None:
@@ -333,9 +333,6 @@ class Redirects:
             age = self.plane.lane_age(lane)
             if age > self.timeouts.command:
                 lane.lose(f"no reply within {self.timeouts.command:g} s")
-
-    def _answers(self, node_id: str) -> bool:
-        return any(watch.node_id == node_id and watch.alive for watch in self.cluster.nodes.values())
 
     @property
     def held(self) -> tuple[int, int]:

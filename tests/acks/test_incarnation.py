@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from proxy.acks.incarnation import Incarnation, Incarnations, Life, own_slots
+import pytest
+
+from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Incarnations, Life, own_slots
 from proxy.acks.rounds import expand
 from tests.acks.conftest import Server
 from tests.harness import until
@@ -87,6 +89,110 @@ def test_a_life_that_ended_never_goes_on(start: Start) -> None:
     incarnations.end(second)
     incarnations.end(second)
     assert second.ended and len(ends) == 2, "it ends once"
+
+
+def hand_over(primary: Server, replica: Server, *how: str) -> None:
+    """The engine's own planned switchover."""
+    primary.client.execute_command("FAILOVER", "TO", "127.0.0.1", replica.port, *how)
+    until(lambda: replica.info()["role"] == "master" and follows(primary), "the roles are changed")
+
+
+def named(server: Server, name: str) -> Life:
+    return life(server)._replace(node_id=name)
+
+
+def pair(start: Start) -> tuple[Server, Server]:
+    """A primary and its replica in step."""
+    primary, replica = start(), start()
+    follow(replica, primary)
+    until(lambda: follows(replica), "the replica is in step")
+    assert primary.client.set("key", "value")
+    assert primary.client.wait(1, 0) == 1
+    return primary, replica
+
+
+def test_a_switchover_that_carried_everything_carries_the_life_on(start: Start) -> None:
+    primary, replica = pair(start)
+    changes: list[None] = []
+    lives = Incarnations(lambda: changes.append(None))
+    former = lives.observe(named(primary, "p"))
+    assert former is not None and lives.observe(named(replica, "q")) is None
+    hand_over(primary, replica)
+    assert lives.observe(named(primary, "p")) is None
+    assert former.ended and former.unsettled and not former.lost, "whom it follows has not spoken yet"
+    heir = lives.observe(named(replica, "q"))
+    assert heir is not None and former.present is heir and not former.lost and not lives.unsettled and len(changes) == 2
+    hand_over(replica, primary)
+    back = lives.observe(named(primary, "p"))
+    lives.observe(named(replica, "q"))
+    assert back is not None and back is not former and former.present is heir.present is back
+
+
+def test_it_does_not_matter_who_speaks_first(start: Start) -> None:
+    primary, replica = pair(start)
+    lives = Incarnations()
+    former = lives.observe(named(primary, "p"))
+    assert former is not None
+    hand_over(primary, replica)
+    heir = lives.observe(named(replica, "q"))
+    assert former.present is former and not former.ended
+    lives.depose(former)
+    assert former.unsettled
+    lives.observe(named(primary, "p"))
+    assert former.present is heir
+
+
+def test_a_promotion_that_left_a_write_behind_carries_nothing_on(start: Start) -> None:
+    primary, replica = pair(start)
+    lives = Incarnations()
+    former = lives.observe(named(primary, "p"))
+    assert former is not None
+    follow(replica, None)
+    assert primary.client.set("key", "left behind")
+    follow(primary, replica)
+    until(lambda: follows(primary), "the roles are changed")
+    assert lives.observe(named(replica, "q")) is not None
+    assert lives.observe(named(primary, "p")) is None
+    assert former.lost and former.present is former
+
+
+def test_a_switchover_that_nobody_saw_carries_nothing_on(start: Start) -> None:
+    primary, replica = pair(start)
+    lives = Incarnations()
+    former = lives.observe(named(primary, "p"))
+    assert former is not None
+    hand_over(primary, replica)
+    hand_over(replica, primary)
+    assert lives.observe(named(primary, "p")) is not former and former.lost
+
+
+def test_a_former_primary_that_was_started_again_proves_nothing(start: Start) -> None:
+    primary, replica = pair(start)
+    lives = Incarnations()
+    former = lives.observe(named(primary, "p"))
+    assert former is not None
+    follow(replica, None)
+    lives.observe(named(replica, "q"))
+    lives.depose(former)
+    assert former.unsettled
+    primary.kill()
+    primary.start()
+    follow(primary, replica)
+    lives.observe(named(primary, "p"))
+    assert former.lost and not lives.unsettled
+
+
+@pytest.mark.parametrize("wrong", ["id", "end", "history", "role"])
+def test_only_the_whole_proof_counts(wrong: str) -> None:
+    one, two, other = "1" * 40, "2" * 40, "3" * 40
+    lives = Incarnations()
+    former = lives.observe(Life("p", "run", "master", one, NO_SECOND_ID))
+    assert former is not None
+    successor = Life("q", "run q", "master", two, one, 100)
+    changed = {"id": ("replid", other), "end": ("end2", 99), "history": ("replid2", other), "role": ("role", "slave")}
+    lives.observe(successor._replace(**dict([changed[wrong]])))
+    lives.observe(Life("p", "run", "slave", two, one, 100))
+    assert former.unsettled and former.heir is None
 
 
 def test_a_nodes_own_slots_and_those_on_their_way() -> None:

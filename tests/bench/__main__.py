@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -17,12 +18,15 @@ from shard.errors import ShardError
 from tests.bench import profile as profiling
 from tests.bench import report
 from tests.bench.errors import BenchError
-from tests.bench.rounds import Sample, measure_all
-from tests.bench.targets import NAMES, Target, running
+from tests.bench.fleet import ACK_NAMES, NAMES, running
+from tests.bench.rounds import measure_all
+from tests.bench.samples import Sample
+from tests.bench.targets import Target
 from tests.bench.workloads import WORKLOADS, Workload, choose
 
 RESULTS = Path(__file__).parent / "results"
 _WIDTH_OF_TABLES = 160
+_TARGETS = tuple(dict.fromkeys(NAMES + ACK_NAMES))
 
 
 def _stop(*_: object) -> None:
@@ -49,44 +53,89 @@ def main() -> None:
 
 @main.command()
 @click.argument("names", nargs=-1, metavar="[WORKLOAD]...")
-@click.option("--target", "targets", multiple=True, type=click.Choice(NAMES), help="Only this one; may be repeated.")
+@click.option("--target", "targets", multiple=True, type=click.Choice(_TARGETS), help="Only this one; may be repeated.")
 @click.option("--rounds", type=click.IntRange(1, 100), help="How often each is measured.  [default: 5; quick: 2]")
 @click.option("--seconds", type=click.FloatRange(0.1, 60), help="How long each time.  [default: 1; quick: 0.3]")
 @click.option("--quick", is_flag=True, help="Less than two minutes, for a first look: few and short rounds.")
 def run(
     names: tuple[str, ...], targets: tuple[str, ...], rounds: int | None, seconds: float | None, quick: bool
 ) -> None:
-    """Measure the workloads (all of them if none is named) and write table, JSON and picture to tests/bench/results."""
+    """Measure the workloads (all of them if none is named) and write table, JSON and picture to tests/bench/results.
+
+    The exit status is 1 when anything could not be measured.
+    """
     workloads = choose(names)
     rounds = rounds or (2 if quick else 5)
     seconds = seconds or (0.3 if quick else 1.0)
     started = time.monotonic()
     left_out: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="ackgate-bench-") as folder, _progress() as progress:
+    parts: list[report.Part] = []
+    with _progress() as progress:
 
         def hear(line: str) -> None:
             progress.console.print(line, highlight=False)
             if line.startswith("left out"):
                 left_out.append(line)
 
-        with running(targets or NAMES, Path(folder), hear) as fleet:
-            task = progress.add_task("", total=rounds * len(workloads) * len(fleet))
-
-            def tell(workload: Workload, target: Target, number: int, sample: Sample | None) -> None:
-                if sample is None:
-                    progress.update(task, description=f"round {number}/{rounds} {workload.name} {target.name}")
-                    return
-                progress.advance(task)
-                if sample.failure:
-                    progress.console.print(f"{workload.name} {target.name}: {sample.failure}", highlight=False)
-
-            samples = measure_all(fleet, workloads, rounds, seconds, 30 if quick else 100, tell)
-    found = report.make_report(fleet, workloads, samples, left_out)
+        for chosen, fleet_names in _halves(workloads, targets):
+            # A sample of acknowledgments takes longer, and its ratios vary less.
+            turns = (rounds + 1) // 2 if chosen[0].acks else rounds
+            part = _measure(chosen, fleet_names, turns, seconds, quick, progress, hear)
+            parts.append(part)
+            if part.interrupted:
+                break
+    found = report.make_report(parts, left_out)
     console = _console()
     report.show(found, console)
     name = "all" if len(workloads) == len(WORKLOADS) else "-".join(workload.name for workload in workloads)
     written = report.save(found, RESULTS, name)
     console.print(f"{time.monotonic() - started:.0f} s; written: {_names(written)}", highlight=False)
+    if found.failed:
+        sys.exit(1)
+
+
+def _halves(
+    workloads: Sequence[Workload], targets: Sequence[str]
+) -> Iterator[tuple[list[Workload], list[str]]]:
+    """Plain commands and acknowledgments, each with its targets. Raises ``BenchError`` when there is none for any."""
+    found = False
+    for acks, all_names in ((False, NAMES), (True, ACK_NAMES)):
+        chosen = [workload for workload in workloads if (workload.acks is not None) == acks]
+        names = [name for name in all_names if name in targets or not targets]
+        if chosen and names:
+            found = True
+            yield chosen, names
+    if not found:
+        raise BenchError(f"{', '.join(targets)} cannot be measured under {workloads[0].name}")
+
+
+def _measure(
+    workloads: list[Workload],
+    names: list[str],
+    rounds: int,
+    seconds: float,
+    quick: bool,
+    progress: Progress,
+    hear: Callable[[str], None],
+) -> report.Part:
+    acks = workloads[0].acks is not None
+    with (
+        tempfile.TemporaryDirectory(prefix="ackgate-bench-") as folder,
+        running(names, Path(folder), hear, acks=acks) as fleet,
+    ):
+        task = progress.add_task("", total=rounds * len(workloads) * len(fleet))
+
+        def tell(workload: Workload, target: Target, number: int, sample: Sample | None) -> None:
+            if sample is None:
+                progress.update(task, description=f"round {number}/{rounds} {workload.name} {target.name}")
+                return
+            progress.advance(task)
+            if sample.failure:
+                progress.console.print(f"failed: {workload.name} {target.name}: {sample.failure}", highlight=False)
+
+        samples = measure_all(fleet, workloads, rounds, seconds, 30 if quick else 100, tell)
+        interrupted = len(samples) < rounds * len(workloads) * len(fleet)
+        return report.Part(fleet, workloads, samples, interrupted)
 
 
 @main.command()
@@ -99,10 +148,17 @@ def profile(name: str, seconds: float, ahead: bool) -> None:
     if workload.idle_clients:
         raise BenchError(f"{workload.name} measures memory: profile A-get instead")
     console = _console()
+    name = "ackgate-3" if workload.acks else "ackgate"
+
+    def tell(line: str) -> None:
+        Console(stderr=True).print(line, highlight=False)
+
     with (
         tempfile.TemporaryDirectory(prefix="ackgate-bench-") as folder,
-        running(["ackgate"], Path(folder), lambda line: Console(stderr=True).print(line, highlight=False)) as [target],
+        running([name], Path(folder), tell, acks=workload.acks is not None) as [target],
     ):
+        if target.failure:
+            raise BenchError(target.failure)
         found, written = profiling.profile(target, workload, seconds, RESULTS, ahead=ahead)
     profiling.show(found, console)
     console.print(f"{workload.name}, ackgate {target.version}; written: {_names(written)}", highlight=False)

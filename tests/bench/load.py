@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.bench import acks
 from tests.bench.errors import BenchError
 from tests.bench.targets import ROOT
 from tests.bench.workloads import Workload
@@ -53,6 +54,8 @@ class Loader:
 
     def warm_up(self, workload: Workload, port: int) -> None:
         """A short load, so that the first measured one does not pay for what happens once. Raises as ``run``."""
+        if workload.acks is not None:
+            return  # its clients warm up themselves
         if not workload.command:
             self.run(workload, port, _WARM_UP_S)
             return
@@ -69,6 +72,8 @@ class Loader:
 
 def endless_argv(workload: Workload, port: int, seconds: float) -> list[str]:
     """Return a program that loads a port for at least so many seconds, and is to be killed then."""
+    if workload.acks is not None:
+        return acks.argv(workload, port, seconds)
     if not workload.command:
         return _mixed_argv(workload, port, seconds)
     return _counted_argv(workload, port, 1_000_000_000)
@@ -78,7 +83,8 @@ def endless_argv(workload: Workload, port: int, seconds: float) -> list[str]:
 def loading(workload: Workload, port: int, seconds: float) -> Iterator[None]:
     """The load runs while the block does, which is not to take longer than ``seconds``. Raises ``BenchError``."""
     argv = endless_argv(workload, port, seconds)
-    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    pipe, nothing, both = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
+    with subprocess.Popen(argv, cwd=ROOT, stdin=nothing, stdout=pipe, stderr=both, text=True) as process:
         try:
             yield
             if process.poll() is not None:

@@ -110,13 +110,13 @@ class Meter:
         self._load_before = _own_s()
         self._started = time.perf_counter()
 
-    def stop(self) -> Cost:
-        """Read again and return the differences."""
+    def stop(self, load_s: float = 0.0) -> Cost:
+        """Read again and return the differences. ``load_s``: seconds of CPU of a load that has not ended."""
         elapsed = time.perf_counter() - self._started
         target_after = thread_times([self._target])
         target = spent(self._target_before, target_after)
         shards = spent(self._shards_before, thread_times(self._shards))
-        ours = (target + shards) / 1e9 + _own_s() - self._load_before
+        ours = (target + shards) / 1e9 + load_s + _own_s() - self._load_before
         others = _machine_busy_s() - self._machine_before - ours
         return Cost(
             target_ns=target,

@@ -10,42 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from tests.bench import acks
 from tests.bench.errors import BenchError
 from tests.bench.idle import silent_clients
 from tests.bench.load import Load, Loader
 from tests.bench.measure import Cost, Meter, resident_bytes, spent, thread_times
+from tests.bench.samples import Sample
 from tests.bench.targets import Target
 from tests.bench.workloads import Workload
 
 _SETTLE_S = 10.0
 _SETTLE_STEP_S = 0.05
 _SETTLED_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One workload on one target in one round."""
-
-    workload: str
-    target: str
-    round: int
-    failure: str = ""
-    """Why there are no figures; empty: there are."""
-    commands: int = 0
-    per_second: float = 0.0
-    cpu_us: float = 0.0
-    """Microseconds of CPU of the target for one command."""
-    shards_cpu_us: float = 0.0
-    p50_ms: float = 0.0
-    p99_ms: float = 0.0
-    resident_bytes: int = 0
-    others_share: float = 0.0
-    silent_clients: int = 0
-    bytes_per_client: float | None = None
-    doubt: str = ""
-    """Why the figures are not what they should be; empty: they are."""
 
 
 def measure_all(
@@ -62,7 +39,7 @@ def measure_all(
     Ctrl-C ends the rounds, not the run: what has been measured is returned.
     """
     samples: list[Sample] = []
-    loader = Loader(least)
+    loader = Loader(least) if any(workload.acks is None for workload in workloads) else None
     try:
         for number in range(1, rounds + 1):
             for workload in workloads:
@@ -76,23 +53,32 @@ def measure_all(
     return samples
 
 
-def _sample(loader: Loader, workload: Workload, target: Target, number: int, seconds: float) -> Sample:
+def _sample(loader: Loader | None, workload: Workload, target: Target, number: int, seconds: float) -> Sample:
+    if target.failure:
+        return Sample(workload.name, target.name, number, failure=target.failure)
     try:
-        return _measure(loader, workload, target, number, seconds)
+        sample = _measure(loader, workload, target, number, seconds)
+        if not target.last_words():
+            return sample
+        failure = target.last_words()
     except (BenchError, OSError) as error:
-        _recover(target)
-        return Sample(workload.name, target.name, number, failure=str(error))
+        failure = "; ".join(filter(None, [target.last_words(), str(error)]))
+    _recover(target)
+    return Sample(workload.name, target.name, number, failure=failure)
 
 
 def _recover(target: Target) -> None:
-    """Give the next workload a target that works; if none can be had, each of them will tell."""
+    """Give the next workload a target that works; if none can be had, each of them tells."""
     try:
         target.restart()
-    except BenchError:
-        return
+    except BenchError as error:
+        target.failure = str(error)
 
 
-def _measure(loader: Loader, workload: Workload, target: Target, number: int, seconds: float) -> Sample:
+def _measure(loader: Loader | None, workload: Workload, target: Target, number: int, seconds: float) -> Sample:
+    if workload.acks is not None:
+        return acks.measure(workload, target, number, max(seconds, workload.acks.least_s))
+    assert loader is not None
     if not workload.idle_clients:
         if number == 1:
             loader.warm_up(workload, target.port)

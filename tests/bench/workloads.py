@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tests.bench.errors import BenchError
@@ -18,6 +18,36 @@ BIG_BYTES = 64 * 1024
 
 # redis-benchmark writes a random number of twelve digits in place of this, another one at each place and time.
 _ANY = "__rand_int__"
+
+
+@dataclass(frozen=True)
+class Acks:
+    """SET and this command in one packet, and both replies waited for: a pair."""
+
+    command: tuple[str, ...]
+    reply: str
+    """The only right one."""
+    stopped: Literal["", "one", "all"] = ""
+    """Whose replica is stopped meanwhile: of the shard that is written to, or of all."""
+    timeout_ms: int = 0
+    """No pair may be answered earlier."""
+    least_s: float = 0.0
+    """How long it has to be measured at the least, for there to be enough to see."""
+
+
+@dataclass(frozen=True)
+class AckGoals:
+    """What a pair through Ackgate is to reach, with one shard and with three."""
+
+    per_second: float | None = None
+    """At least, in multiples of direct."""
+    p50_ms: float | None = None
+    p50_over_direct_ms: float | None = None
+    p99_ms: float | None = None
+    late_ms: float | None = None
+    """The median, behind the timeout."""
+    growth: float | None = None
+    """Of the memory while it runs, as a share of what it is in the first half."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +69,9 @@ class Workload:
     """The most that a command may cost Ackgate in CPU, in multiples of what it costs the other."""
     goal_kb_per_client: float | None = None
     """The most memory that an idle client may cost Ackgate, in units of 1024 bytes."""
+    acks: Acks | None = None
+    """Not plain commands, but writes and their acknowledgments, for ``tests.bench.acks``."""
+    ack_goals: AckGoals = AckGoals()
 
 
 _GET = ("GET", f"key:{_ANY}")
@@ -47,6 +80,20 @@ _SET = ("SET", f"key:{_ANY}", "x" * VALUE_BYTES)
 
 def _goals(twemproxy: float, envoy: float) -> tuple[tuple[Literal["twemproxy", "envoy"], float], ...]:
     return ("twemproxy", twemproxy), ("envoy", envoy)
+
+
+_WAIT = Acks(("WAIT", "1", "0"), ":1\r\n")
+_WAITAOF = Acks(("WAITAOF", "1", "1", "0"), "*2\r\n:1\r\n:1\r\n")
+# The server alone answers a lone client's WAITAOF once a second, and two thousand clients' WAIT in waves as long.
+_SLOW_S = 2.0
+_SLOWEST_S = 3.0
+
+
+def _pairs(name: str, clients: int, acks: Acks, goals: AckGoals) -> Workload:
+    summary = f"SET and {' '.join(acks.command)} in one packet, {clients} clients"
+    if acks.stopped:
+        summary += f", the replica of {'the' if acks.stopped == 'one' else 'every'} shard stopped"
+    return Workload(name, summary, clients, acks=acks, ack_goals=goals)
 
 
 WORKLOADS: tuple[Workload, ...] = (
@@ -74,6 +121,33 @@ WORKLOADS: tuple[Workload, ...] = (
         _GET,
         idle_clients=9_900,
         goal_kb_per_client=20.0,
+    ),
+    _pairs("wait-1", 1, _WAIT, AckGoals(p50_over_direct_ms=0.7)),
+    _pairs("wait-50", 50, _WAIT, AckGoals(per_second=0.4)),
+    _pairs("wait-500", 500, _WAIT, AckGoals(per_second=0.4)),
+    _pairs("wait-2000", 2000, replace(_WAIT, least_s=_SLOW_S), AckGoals(per_second=1.0)),
+    _pairs("waitaof-1", 1, replace(_WAITAOF, least_s=_SLOWEST_S), AckGoals(p50_ms=10)),
+    _pairs("waitaof-50", 50, _WAITAOF, AckGoals(per_second=0.35, p99_ms=50)),
+    _pairs("waitaof-500", 500, _WAITAOF, AckGoals(per_second=0.35)),
+    _pairs("waitaof-2000", 2000, replace(_WAITAOF, least_s=_SLOW_S), AckGoals(per_second=0.35)),
+    _pairs(
+        "stopped-2000",
+        2000,
+        Acks(("WAIT", "1", "100"), ":0\r\n", stopped="all", timeout_ms=100, least_s=_SLOW_S),
+        AckGoals(p99_ms=150, growth=0.05),
+    ),
+    _pairs(
+        "deadline-idle",
+        1,
+        # More replicas than there are.
+        Acks(("WAIT", "2", "100"), ":1\r\n", timeout_ms=100, least_s=_SLOW_S),
+        AckGoals(late_ms=5),
+    ),
+    _pairs(
+        "deadline-stopped",
+        1,
+        Acks(("WAIT", "1", "100"), ":0\r\n", stopped="one", timeout_ms=100, least_s=_SLOW_S),
+        AckGoals(late_ms=5),
     ),
 )
 

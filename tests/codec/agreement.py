@@ -63,3 +63,14 @@ def replies_agree(one: Implementation, other: Implementation, pieces: Iterable[b
         if state and aside:
             done, state = state.set_aside(len(buffer))
             buffer = buffer[done:]
+
+
+def splits_agree(one: Implementation, other: Implementation, raw: bytes, step: int) -> None:
+    """Take anything apart, request or not."""
+    assert one.split_keys(raw, step, 7) == other.split_keys(raw, step, 7), (raw, step)
+
+
+def joins_agree(one: Implementation, other: Implementation, frames: list[bytes]) -> None:
+    """Join any replies."""
+    assert one.join_elements(frames) == other.join_elements(frames), frames
+    assert one.sum_integers(frames) == other.sum_integers(frames), frames

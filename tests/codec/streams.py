@@ -60,3 +60,40 @@ REPLY_TOKENS: Final = [
 cuts = st.lists(st.integers(0, 4000), max_size=8)
 request_streams = st.lists(st.sampled_from(REQUEST_TOKENS) | st.binary(max_size=20), max_size=14).map(b"".join)
 reply_streams = st.lists(st.sampled_from(REPLY_TOKENS) | st.binary(max_size=20), max_size=14).map(b"".join)
+
+_AWKWARD_KEYS: Final = [
+    *[b"", b"a", b"b", b"{a}1", b"{a}2", b"{", b"{}", b"{}a", b"x{b}", b"\r\n", b"\r"],
+    *[b"a\r\n$1\r\n", b"$0", b"*1\r\n", b"k" * 9, b"k" * 10, b"k" * 99, b"k" * 100, b"\x00\xff"],
+]
+steps = st.integers(1, 3)
+keys = st.lists(st.sampled_from(_AWKWARD_KEYS) | st.binary(max_size=6), max_size=12)
+multi_key_requests = keys.map(lambda words: encode_request([b"mget", *words]))
+
+
+def _spoil(raw: bytes, at: int, width: int, put: bytes) -> bytes:
+    at %= len(raw) + 1
+    return raw[:at] + put + raw[at + width :]
+
+
+spoiled_requests = st.builds(
+    _spoil,
+    multi_key_requests,
+    st.integers(0, 500),
+    st.integers(0, 3),
+    st.sampled_from(REQUEST_TOKENS) | st.binary(max_size=3),
+)
+
+_ELEMENTS: Final = [
+    *[b"*1\r\n$1\r\na\r\n", b"*1\r\n$-1\r\n", b"*1\r\n_\r\n", b"*1\r\n$4\r\n\r\n\r\n\r\n", b"*1\r\n*1\r\n:1\r\n"],
+]
+_INTEGERS: Final = [b":0\r\n", b":1\r\n", b":10\r\n", b":007\r\n", b":999999999\r\n"]
+_OTHER_REPLIES: Final = [
+    *[b"", b"*", b"*1\r", b"*1\r\n", b"*0\r\n", b"*2\r\n:1\r\n:1\r\n", b"*-1\r\n", b"~1\r\n:1\r\n"],
+    *[b"_\r\n", b"+OK\r\n", b"-ERR x\r\n", b":", b":\r\n", b":1", b":1\r", b":1\n\r", b":-1\r\n", b":+1\r\n"],
+    *[b": 1\r\n", b":1_0\r\n", b":1000000000\r\n", b":1\r\n\r\n", b"|1\r\n+a\r\n:1\r\n:1\r\n", b"(1\r\n"],
+]
+replies = st.one_of(
+    st.lists(st.sampled_from(_ELEMENTS), max_size=12),
+    st.lists(st.sampled_from(_INTEGERS), max_size=12),
+    st.lists(st.sampled_from(_ELEMENTS + _INTEGERS + _OTHER_REPLIES) | st.binary(max_size=6), max_size=5),
+)

@@ -22,6 +22,8 @@ def test_decode_of_long_requests() -> None:
     [
         *[b"", b"*2\r\n$1\r\na\r\n", b"*1\r\n$1\r\na\r\n$1\r\nb\r\n"],
         *[b"*1\r\n$2\r\na\r\n", b"PING\r\n", b"*1\r\n$1\r\nab\r\n"],
+        *[b"*1\r\n$+1\r\na\r\n", b"*1\r\n$01\r\na\r\n", b"*1\r\n$ 1\r\na\r\n", b"*01\r\n$1\r\na\r\n"],
+        *[b"*1\r\n$-2\r\n", b"*1\r\n$-7\r\n"],  # lengths that would lead backwards
     ],
 )
 def test_decode_refuses_what_is_not_one_request(raw: bytes) -> None:

@@ -46,7 +46,7 @@ def proxy_beside(running: Up, folder: Path, **sections: dict[str, Any]) -> Itera
 
 
 @contextmanager
-def plain_server(folder: Path, **options: str) -> Iterator[int]:
+def plain_server(folder: Path, binary: Path | None = None, **options: str) -> Iterator[int]:
     """The port of a plain server of one's own; options with ``_`` for ``-``."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as probe:
@@ -54,7 +54,7 @@ def plain_server(folder: Path, **options: str) -> Iterator[int]:
         port = int(probe.getsockname()[1])
     settings = {"port": str(port), "bind": "127.0.0.1", "dir": str(folder), "save": "", "logfile": str(folder / "log")}
     words = [word for name, value in (settings | options).items() for word in (f"--{name.replace('_', '-')}", value)]
-    process = subprocess.Popen([str(get_binary_path()), *words])
+    process = subprocess.Popen([str(binary or get_binary_path()), *words])
     try:
         until(lambda: answers(port), "the plain server answers")
         yield port

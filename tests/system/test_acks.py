@@ -3,89 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-import redis
 
-from proxy.acks.incarnation import own_slots
-from proxy.acks.rounds import expand
-from tests.harness import Up, until, up
+from tests.harness import Up, until
 from tests.system.load import tag
+from tests.system.nodes import Shard, configured, metric, migrate, promote, shards_of, unconfirmed
 from tests.system.wire import Wire
 
 ACK_LANES = 8  # connections that a shard may see for acknowledgments, at the most
 NO_AOF = b"-ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled.\r\n"
-
-
-class Node:
-    """One node as the topology shows it, reached past the proxy."""
-
-    def __init__(self, row: dict[str, Any]) -> None:
-        host, _, port = row["address"].rpartition(":")
-        self.host, self.port, self.id, self.pid = host, int(port), str(row["node_id"]), int(row["pid"])
-        self.direct = redis.Redis(host, self.port, decode_responses=True)
-
-    def call(self, *args: str | int) -> Any:
-        return self.direct.execute_command(*args)
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        os.kill(self.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self.pid, signal.SIGCONT)
-
-    @contextmanager
-    def set(self, name: str, value: str) -> Iterator[None]:
-        before = self.call("CONFIG", "GET", name)
-        self.call("CONFIG", "SET", name, value)
-        try:
-            yield
-        finally:
-            self.call("CONFIG", "SET", name, before[1] if isinstance(before, list) else before[name])
-
-    def wire(self) -> Wire:
-        return Wire(self.host, self.port)
-
-
-class Shard:
-    def __init__(self, row: dict[str, Any]) -> None:
-        self.primary = Node(row["primary"])
-        self.replica = Node(row["replicas"][0])
-        self.slot = int(row["slots"][0][0])
-        self.key = "key" + tag(self.slot)
-
-
-def shards_of(running: Up) -> list[Shard]:
-    """The shards, once all their nodes are up."""
-
-    def rows() -> list[dict[str, Any]] | None:
-        found: list[dict[str, Any]] = running.topology()["shards"]
-        return found if all(row["primary"] and row["primary"]["pid"] and row["replicas"] for row in found) else None
-
-    return [Shard(row) for row in until(rows, "every shard has its primary")]
-
-
-def metric(running: Up, name: str) -> float:
-    with urllib.request.urlopen(f"{running.admin_url}/metrics", timeout=10) as answer:
-        return float(re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)[1])  # type: ignore[index]
-
-
-def configured(tmp_path: Path, text: str, *args: str) -> Any:
-    file = tmp_path / "test.yaml"
-    file.write_text(text)
-    return up(tmp_path, "--port", "0", "--admin-port", "0", "--config", str(file), *args)
 
 
 @pytest.fixture(scope="module")
@@ -357,58 +291,12 @@ def test_a_replica_without_aof_never_counts(session: Wire, shards: list[Shard]) 
         assert session.call("WAIT", 1, 0) == b":1\r\n"
 
 
-@pytest.mark.parametrize("which", ["primary", "replica"])
-def test_an_engine_that_acknowledges_too_early_is_not_believed(which: str, session: Wire, shards: list[Shard]) -> None:
-    node: Node = getattr(shards[2], which)
-    with node.set("appendfsync", "everysec"):
-
-        def answer() -> bytes:
-            put(session, shards[2])
-            return session.call("WAITAOF", 1, 1, 2000)
-
-        until(lambda: answer().startswith(b"-ERR WAITAOF cannot be believed"), "the setting is seen")
-        words = answer().decode()
-        assert f":{node.port} has appendfsync everysec" in words and "shard " in words
-        assert "set appendfsync always" in words and "acks.untrusted_waitaof" in words
-        assert session.call("WAIT", 1, 0) == b":1\r\n"
-    until(lambda: answer() == b"*2\r\n:1\r\n:1\r\n", "it is believed again")
-
-
-def test_the_engines_word_is_passed_on_where_that_is_asked_for(tmp_path: Path) -> None:
-    text = "cluster: {shards: 1, replicas: 0, aof: everysec}\nproxy: {acks: {untrusted_waitaof: pass}}"
-    with configured(tmp_path, text) as running, Wire.to(running.redis_url) as session:
-        assert session.call("SET", "key", "value") == b"+OK\r\n"
-        assert session.call("WAITAOF", 1, 0, 0) == b"*2\r\n:1\r\n:0\r\n"
-
-
-def test_a_shard_that_takes_no_marker_says_why(session: Wire, shards: list[Shard]) -> None:
-    put(session, *shards)
-    with shards[0].primary.set("maxmemory", "1"):
-        words = session.call("WAITAOF", 1, 1, 0)
-        assert words.startswith(b"-ERR WAITAOF cannot be answered: ") and b"(OOM " in words, words
-        assert b":%d refused" % shards[0].primary.port in words
-        assert session.call("WAIT", 1, 0) == b":1\r\n", "WAIT needs none"
-    assert session.call("WAITAOF", 1, 1, 0) == b"*2\r\n:1\r\n:1\r\n"
-
-
 # ---- slots that move -----------------------------------------------------------------------------------------------
 
 
 def naive(shards: list[Shard]) -> int:
     """What WAIT says when it is put to each primary on a connection that wrote nothing."""
     return min(int(shard.primary.call("WAIT", 1, 100)) for shard in shards)
-
-
-def migrate(source: Shard, target: Shard, slot: int) -> None:
-    source.primary.call("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.primary.id)
-    until(lambda: owns(target.primary, slot) and not owns(source.primary, slot), "the slot has moved")
-
-
-def owns(node: Node, slot: int) -> bool:
-    """Whether the node itself says that it serves the slot."""
-    with node.wire() as wire:
-        ranges, _ = own_slots(wire.call("CLUSTER", "NODES"))
-    return slot in expand(ranges)
 
 
 def test_a_write_whose_slot_moved_waits_for_its_new_replica(cluster: Up, session: Wire, shards: list[Shard]) -> None:
@@ -455,13 +343,6 @@ def test_a_write_on_its_way_to_another_shard_waits_for_both(cluster: Up, session
 # ---- lives ---------------------------------------------------------------------------------------------------------
 
 
-def unconfirmed(session: Wire) -> bool:
-    """Whether the session is told that there is no number, and closed."""
-    reply = session.receive()
-    assert reply.startswith(b"-UNBLOCKED "), reply
-    return session.at_eof()
-
-
 def numbered(running: Up, shard: Shard) -> Callable[[], bool]:
     """Whether a new session gets its number."""
 
@@ -472,20 +353,6 @@ def numbered(running: Up, shard: Shard) -> Callable[[], bool]:
             return session.call("WAIT", 1, 200) == b":1\r\n"
 
     return looks
-
-
-def promote(replica: Node) -> None:
-    def promoted() -> bool:
-        if replica.call("ROLE")[0] == "master":
-            return True
-        try:
-            replica.call("CLUSTER", "FAILOVER")
-        except redis.ResponseError:
-            return False  # its link is not up yet
-        until(lambda: replica.call("ROLE")[0] == "master", "the replica is promoted")
-        return True
-
-    until(promoted, "the failover is accepted")
 
 
 @pytest.fixture(scope="module")
@@ -512,50 +379,6 @@ def test_two_failovers_that_nobody_saw_confirm_nothing_of_before(quick: Up) -> N
         promote(shard.primary)
         session.send("WAIT", 1, 0)
         assert unconfirmed(session)
-    until(numbered(quick, shard), "new sessions get numbers")
-
-
-def test_a_primary_demoted_and_promoted_again_confirms_nothing_of_before(quick: Up) -> None:
-    shard = shards_of(quick)[1]
-    until(numbered(quick, shard), "all is well")
-    with Wire.to(quick.redis_url) as blocked, Wire.to(quick.redis_url) as later, Wire.to(quick.redis_url) as fsync:
-        put(blocked, shard)
-        put(later, shard)
-        put(fsync, shard)
-        assert later.call("WAIT", 1, 0) == b":1\r\n"
-        blocked.send("WAIT", 5, 0)
-        until(lambda: metric(quick, "ackgate_waits_open") == 1, "it waits")
-        promote(shard.replica)
-        promote(shard.primary)
-        later.send("WAIT", 1, 0)
-        fsync.send("WAITAOF", 1, 1, 0)
-        assert unconfirmed(later) and unconfirmed(fsync) and unconfirmed(blocked)
-    until(numbered(quick, shard), "new sessions get numbers")
-
-
-def test_an_unreplicated_write_of_a_dead_primary_gets_no_number(quick: Up) -> None:
-    shard = shards_of(quick)[2]
-    until(numbered(quick, shard), "all is well")
-    with ExitStack() as stack:
-        waiting, idle, fsync, reader = (stack.enter_context(Wire.to(quick.redis_url)) for _ in range(4))
-        for session in (waiting, idle, fsync):
-            put(session, shard)
-        with shard.replica.stopped():
-            put(waiting, shard)
-            waiting.send("WAIT", 1, 0)
-            fsync.send("WAITAOF", 1, 1, 0)
-            put(idle, shard)
-            until(lambda: metric(quick, "ackgate_waits_open") == 2, "they wait")
-            os.kill(shard.primary.pid, signal.SIGKILL)
-        until(lambda: reader.call("GET", shard.key).startswith(b"$"), "the shard is served again")
-        assert unconfirmed(waiting) and unconfirmed(fsync), "those who wait are told at once"
-        idle.send("GET", shard.key)
-        assert idle.receive().startswith(b"$"), "reads go on"
-        idle.send("WAIT", 1, 100)
-        idle.send("SET", shard.key, "behind")
-        assert unconfirmed(idle), "and what stood behind is not run"
-        assert reader.call("GET", shard.key) == b"$5\r\nvalue\r\n"
-        assert reader.call("WAIT", 0, 0).startswith(b":"), "who wrote nothing has nothing to lose"
     until(numbered(quick, shard), "new sessions get numbers")
 
 

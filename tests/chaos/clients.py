@@ -1,0 +1,197 @@
+"""Clients that write uniquely numbered keys, and note which of them they were told are safe."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from proxy.codec import key_slot
+from tests.acks.naive import Naive
+from tests.system.wire import Closed, Wire
+
+BATCH = 4  # writes before each WAIT
+PACE_S = 0.03  # between two batches of one client: two cores have six servers and elections to run as well
+PATIENCE_MS = 1500  # what each WAIT is given
+NAIVE_PATIENCE_S = 10.0  # for which naive fan-out asks again on new connections: long enough for the dead to come back
+
+Reply = bytes
+Write = tuple[str, str]
+
+
+class Ledger:
+    """What all clients were told; kept for the end, when everything is read back."""
+
+    def __init__(self) -> None:
+        self.operations = 0
+        self.acknowledged: dict[str, str] = {}
+        self.unconfirmed = 0
+        """Writes answered OK of which the session heard no number that is enough."""
+        self.waits: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self._times: deque[tuple[float, int]] = deque(maxlen=10_000)
+
+    def confirm(self, writes: list[Write]) -> None:
+        self.acknowledged.update(writes)
+        self._times.append((time.monotonic(), len(writes)))
+
+    def in_the_last_second(self) -> int:
+        """How many writes were acknowledged in it."""
+        since = time.monotonic() - 1
+        return sum(number for when, number in list(self._times) if when >= since)
+
+
+class Client:
+    """One session in a thread of its own; a new one whenever it is closed.  What it raises fails the storm."""
+
+    def __init__(self, number: int, ledger: Ledger) -> None:
+        self.name = f"chaos:{number}"
+        self.number = number
+        self.ledger = ledger
+        self.random = random.Random(number)
+        self.written = 0
+        self.pending: list[Write] = []
+        self.failure: BaseException | None = None
+
+    def run(self, stopping: threading.Event) -> None:
+        try:
+            while not stopping.wait(PACE_S):
+                self.step()
+        except BaseException as error:
+            self.failure = error
+
+    def step(self) -> None:
+        """Write a batch and wait for it."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def next_write(self) -> Write:
+        self.written += 1
+        self.ledger.operations += 1
+        return f"{self.name}:{self.written}", f"value {self.number} {self.written}"
+
+    def question(self) -> list[bytes | str | int]:
+        return ["WAIT", 1, PATIENCE_MS] if self.random.random() < 0.5 else ["WAITAOF", 1, 1, PATIENCE_MS]
+
+    def take(self, writes: list[Write], reply: Reply) -> None:
+        """Note the reply to a write."""
+        if reply.startswith(b"-"):
+            self.ledger.errors[kind(reply)] += 1
+        else:
+            self.pending += writes
+
+    def confirmed(self) -> None:
+        self.ledger.confirm(self.pending)
+        self.pending = []
+
+    def give_up(self) -> None:
+        """Nobody can tell any more what became of them."""
+        self.ledger.unconfirmed += len(self.pending)
+        self.pending = []
+
+
+class ProxyClient(Client):
+    """A plain client of the proxy.  All of a batch, the WAIT included, goes out in one packet."""
+
+    def __init__(self, number: int, ledger: Ledger, url: str) -> None:
+        super().__init__(number, ledger)
+        self.url = url
+        self.wire = Wire.to(url)
+
+    def step(self) -> None:
+        try:
+            self._write_and_wait()
+        except (Closed, OSError):
+            self.give_up()
+            self.wire.close()
+            self.wire = Wire.to(self.url)
+
+    def _write_and_wait(self) -> None:
+        writes = [self.next_write() for _ in range(BATCH)]
+        requests, answered = self._requests(writes)
+        replies = self.wire.pipeline([*requests, self.question()])
+        for done, reply in zip(answered, replies, strict=False):
+            if done:
+                self.take(done, reply)
+        told = replies[-1]
+        if told.startswith(b"-"):
+            self.ledger.waits[kind(told)] += 1
+            if told.startswith(b"-UNBLOCKED"):
+                assert self.wire.at_eof(), "a session without a number to give is closed"
+                raise Closed
+        elif enough(told):
+            self.ledger.waits["reached"] += 1
+            self.confirmed()
+        else:
+            self.ledger.waits["deadline"] += 1  # the next WAIT asks for these, too
+
+    def _requests(self, writes: list[Write]) -> tuple[list[list[bytes | str | int]], list[list[Write]]]:
+        """A batch in this client's own way, and which writes each reply is for."""
+        if self.number % 4 == 1:
+            return [["MSET", *(word for write in writes for word in write)]], [writes]
+        if self.number % 4 == 2:
+            tagged = [(f"{{{self.name}:{self.written}}}{key}", value) for key, value in writes]
+            sets: list[list[bytes | str | int]] = [["SET", key, value] for key, value in tagged]
+            return [["MULTI"], *sets, ["EXEC"]], [[] for _ in range(BATCH + 1)] + [tagged]
+        return [["SET", key, value] for key, value in writes], [[write] for write in writes]
+
+    def close(self) -> None:
+        self.wire.close()
+
+
+class NaiveClient(Client):
+    """A client of naive fan-out."""
+
+    def __init__(self, number: int, ledger: Ledger, shards: Callable[[], list[dict[str, Any]]]) -> None:
+        super().__init__(number, ledger)
+        self.shards = shards
+        self.naive = Naive(lambda: [address(shard) for shard in self.shards() if shard["primary"]])
+
+    def step(self) -> None:
+        for _ in range(BATCH):
+            self._write(self.next_write())
+        deadline = time.monotonic() + NAIVE_PATIENCE_S
+        while time.monotonic() < deadline:
+            try:
+                if self.naive.wait(1, PATIENCE_MS) >= 1:
+                    self.ledger.waits["reached"] += 1
+                    self.confirmed()
+                    return
+            except (AssertionError, OSError, ValueError):
+                time.sleep(PACE_S)  # a primary that does not answer, or is none any more
+        self.ledger.waits["deadline"] += 1
+        self.give_up()
+
+    def _write(self, write: Write) -> None:
+        slot = key_slot(write[0].encode())
+        for shard in self.shards():
+            if shard["primary"] and any(first <= slot <= last for first, last in shard["slots"]):
+                try:
+                    self.take([write], self.naive.call(address(shard), "SET", *write))
+                except OSError:
+                    self.ledger.errors["connection"] += 1
+
+    def close(self) -> None:
+        self.naive.close()
+
+
+def address(shard: dict[str, Any]) -> tuple[str, int]:
+    host, _, port = shard["primary"]["address"].rpartition(":")
+    return host, int(port)
+
+
+def enough(told: Reply) -> bool:
+    """Whether a WAIT's or WAITAOF's reply says 1 wherever 1 was asked for."""
+    return all(int(line[1:]) >= 1 for line in told.split(b"\r\n") if line.startswith(b":"))
+
+
+def kind(reply: Reply) -> str:
+    """An error by its first words."""
+    text = reply[1:].split(b"\r\n")[0].decode()
+    code, _, rest = text.partition(" ")
+    return f"{code} {' '.join(rest.split()[:6])}" if code == "ERR" else code

@@ -1,0 +1,182 @@
+"""What is done to a shard: one failure at a time, so that what all of its replicas acknowledged has to survive."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import redis
+
+from tests.harness import Up, until
+from tests.system.nodes import Node, Shard, migrate, promote, shards_of
+
+SLOTS_MOVED = 20
+ELECTION_S = 2.0  # for which an election may last before it is asked for again; asking begins it anew
+
+
+class Faults:
+    """Breaks the shards of ``running``, mostly at random.  ``busy`` counts writes acknowledged in the last second."""
+
+    def __init__(self, running: Up, busy: Callable[[], int], seed: int) -> None:
+        self.running = running
+        self.busy = busy
+        self.random = random.Random(seed)
+        self.done: Counter[str] = Counter()
+        self.busy_before_kill: list[int] = []
+        self.kinds: dict[str, Callable[[Shard], None]] = {
+            "primary killed": self.kill_primary,
+            "primary killed with writes unreplicated": self.kill_ahead,
+            "primary hung, replaced, back": self.hang,
+            "primary hung with writes unreplicated, replaced, back": self.hang_ahead,
+            "takeover with writes unreplicated": self.take_over_ahead,
+            "two forced promotions": self.force_twice,
+            "switchover": self.switch_over,
+            "two switchovers": self.switch_twice,
+            "primary stopped for a moment": self.stop_primary,
+            "replica stopped for a moment": self.stop_replica,
+            "replica killed": self.kill_replica,
+            "connections cut": self.cut_connections,
+            "slots moved": self.move_slots,
+        }
+
+    @property
+    def kills(self) -> int:
+        return len(self.busy_before_kill)
+
+    def strike(self, kind: str, busy: int = 1) -> None:
+        """Do it to some shard, once all are whole and so many writes are acknowledged a second."""
+        shards = self.settled(busy)
+        self.kinds[kind](self.random.choice(shards))
+        self.done[kind] += 1
+
+    def settled(self, busy: int = 1) -> list[Shard]:
+        """The shards, once each has its primary, a replica in step, and clients that get their numbers."""
+        until(lambda: self.busy() >= busy and all(map(in_step, shards_of(self.running))), "all is well again")
+        return shards_of(self.running)
+
+    # -- primaries that end ---------------------------------------------------------------------------
+    def _kill(self, shard: Shard) -> None:
+        self.busy_before_kill.append(self.busy())
+        os.kill(shard.primary.pid, signal.SIGKILL)
+
+    def kill_primary(self, shard: Shard) -> None:
+        self._kill(shard)
+        until(lambda: leads(shard.replica), "its replica leads")
+
+    def kill_ahead(self, shard: Shard) -> None:
+        self._run_ahead(shard)
+        self._kill(shard)
+        os.kill(shard.replica.pid, signal.SIGCONT)
+        until(lambda: leads(shard.replica), "its replica leads")
+
+    def hang(self, shard: Shard) -> None:
+        os.kill(shard.primary.pid, signal.SIGSTOP)
+        until(lambda: leads(shard.replica), "its replica leads")
+        self._a_moment()
+        os.kill(shard.primary.pid, signal.SIGCONT)
+
+    def hang_ahead(self, shard: Shard) -> None:
+        self._run_ahead(shard)
+        os.kill(shard.primary.pid, signal.SIGSTOP)
+        os.kill(shard.replica.pid, signal.SIGCONT)
+        until(lambda: leads(shard.replica), "its replica leads")
+        self._a_moment()
+        os.kill(shard.primary.pid, signal.SIGCONT)
+
+    def take_over_ahead(self, shard: Shard) -> None:
+        self._run_ahead(shard)
+        os.kill(shard.primary.pid, signal.SIGSTOP)
+        os.kill(shard.replica.pid, signal.SIGCONT)
+        until(lambda: _ask(shard.replica, "TAKEOVER") or leads(shard.replica), "its replica leads")
+        os.kill(shard.primary.pid, signal.SIGCONT)
+
+    def _run_ahead(self, shard: Shard) -> None:
+        """The primary takes writes that are not even on their way to its replica."""
+        os.kill(shard.replica.pid, signal.SIGSTOP)
+        shard.primary.call("CLIENT", "KILL", "TYPE", "replica")
+        self._a_moment()
+
+    # -- primaries that change ------------------------------------------------------------------------
+    def force_twice(self, shard: Shard) -> None:
+        for node in (shard.replica, shard.primary):
+            _force(node)
+
+    def switch_over(self, shard: Shard) -> None:
+        promote(shard.replica)
+
+    def switch_twice(self, shard: Shard) -> None:
+        promote(shard.replica)
+        promote(shard.primary)
+
+    def move_slots(self, shard: Shard) -> None:
+        target = self.random.choice([each for each in shards_of(self.running) if each.primary.id != shard.primary.id])
+        migrate(shard, target, shard.slot, shard.slot + SLOTS_MOVED - 1)
+
+    # -- what passes ----------------------------------------------------------------------------------
+    def stop_primary(self, shard: Shard) -> None:
+        with shard.primary.stopped():
+            self._a_moment()
+
+    def stop_replica(self, shard: Shard) -> None:
+        with shard.replica.stopped():
+            self._a_moment()
+
+    def kill_replica(self, shard: Shard) -> None:
+        os.kill(shard.replica.pid, signal.SIGKILL)
+
+    def cut_connections(self, shard: Shard) -> None:
+        with shard.replica.stopped():
+            self._a_moment()
+            shard.primary.call("CLIENT", "KILL", "TYPE", "normal")
+            self._a_moment()
+
+    def _a_moment(self) -> None:
+        """How long a fault lasts: no synchronisation, but a part of it."""
+        time.sleep(self.random.uniform(0.05, 0.4))
+
+
+def leads(node: Node) -> bool:
+    try:
+        return bool(node.call("ROLE")[0] == "master")
+    except redis.RedisError:
+        return False
+
+
+def linked(node: Node) -> bool:
+    """Whether it is a replica in step."""
+    return bool(node.direct.info("replication").get("master_link_status") == "up")
+
+
+def in_step(shard: Shard) -> bool:
+    try:
+        fields = shard.primary.direct.info("replication")
+        follower = fields.get("slave0", {}).get("state") == "online"
+        return fields["role"] == "master" and follower and linked(shard.replica)
+    except redis.RedisError:
+        return False
+
+
+def _force(node: Node) -> None:
+    """Have a replica in step promoted, whatever its primary thinks of it."""
+    asked_at = -ELECTION_S
+
+    def led() -> bool:
+        nonlocal asked_at
+        if time.monotonic() - asked_at > ELECTION_S and linked(node) and _ask(node, "FORCE"):
+            asked_at = time.monotonic()
+        return leads(node)
+
+    until(led, "it leads")
+
+
+def _ask(node: Node, how: str) -> bool:
+    """Ask a replica to lead; True when it will try."""
+    try:
+        node.call("CLUSTER", "FAILOVER", how)
+    except redis.ResponseError:
+        return False
+    return True
