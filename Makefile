@@ -4,7 +4,8 @@
 .PHONY: help up test chaos lint fuzz asan clean bench profile
 ARGS ?=
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
-SOURCES := pyproject.toml setup.py proxy/__init__.py proxy/codec/_compiled.pyx
+SOURCES := pyproject.toml setup.py proxy/__init__.py proxy/codec/_compiled.pyx \
+  $(wildcard proxy/dataplane/*.py proxy/dataplane/*.pxd)
 
 help:
 	@echo "make up     install what is needed, run a cluster with the proxy in front of it, until Ctrl-C"
@@ -94,5 +95,5 @@ asan: .venv/installed-dev
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis ackgate.egg-info
-	rm -f proxy/codec/_compiled.c proxy/codec/_compiled.*.so
+	rm -f proxy/codec/*.so proxy/dataplane/*.so
 	find proxy shard tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,15 +33,16 @@ class _Group(click.Group):
         return command if isinstance(command, click.Command) else None
 
 
-def codec_name() -> str:
-    """Which implementation of the codec is in use: ``python`` or ``cython``."""
-    return str(getattr(import_module("proxy.codec"), "IMPLEMENTATION", "python"))
+def implementations() -> str:
+    """How the parts that may be compiled run here: ``codec cython, data plane cython``, or ``python``."""
+    codec, dataplane = import_module("proxy.codec"), import_module("proxy.dataplane")
+    return f"codec {codec.IMPLEMENTATION}, data plane {dataplane.IMPLEMENTATION}"
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
-    click.echo(f"ackgate {__version__} (codec {codec_name()}, Python {platform.python_version()})")
+    click.echo(f"ackgate {__version__} ({implementations()}, Python {platform.python_version()})")
     ctx.exit()
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import trio
 
-from proxy import __version__
+from proxy import __version__, codec, dataplane
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Life, Stamp
 from proxy.acks.primary import Primary
 from proxy.acks.wait import Acks
-from proxy.codec import IMPLEMENTATION
 from proxy.codec import Limits as CodecLimits
 from proxy.configfile import read_password
 from proxy.control.connection import ConnectionCommands
@@ -54,7 +53,7 @@ class Server:
     def __init__(self, settings: ProxySettings, *, log: Any) -> None:
         self.settings = settings
         self.log = log
-        self.metrics = Metrics(self, codec=IMPLEMENTATION)
+        self.metrics = Metrics(self, codec=codec.IMPLEMENTATION, dataplane=dataplane.IMPLEMENTATION)
         self.address: tuple[str, int] = (settings.listen.host, settings.listen.port)
         self.started = time.time()
         timeouts = settings.timeouts

@@ -40,8 +40,10 @@ The contract of the hot functions (whatever language they are written in)
 - The result does not depend on where the input was split.
 - A state that cannot be of this buffer may raise ValueError.
 
-`frame_replies(buffer, state=None) -> (frames, consumed, state)`
+`frame_replies(buffer, state=None, begin=0, end=None) -> (frames, consumed, state)`
 
+- `buffer` may be a bytearray, too: received into once and for all, it need not be allocated again for every read. What
+  is looked at is buffer[begin:end], and everything counts from `begin`; an `end` of None is the buffer's.
 - `frames` are complete replies as received, RESP2 or RESP3, never decoded. An attribute ('|') and the reply behind it
   are one frame. A push ('>') is a frame of its own. Nesting of any depth works without a stack. Streamed types ($?,
   *?) do not exist: no engine sends them.

@@ -15,7 +15,14 @@ Some facts the code relies on:
   change it runs in between.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Check, PyByteArray_GET_SIZE
+from cpython.bytes cimport (
+    PyBytes_AS_STRING,
+    PyBytes_Check,
+    PyBytes_CheckExact,
+    PyBytes_FromStringAndSize,
+    PyBytes_GET_SIZE,
+)
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint64_t
@@ -465,14 +472,28 @@ cdef void _fill_shapes():
 _fill_shapes()
 
 
-def frame_replies(bytes buffer not None, state=None):
+def frame_replies(buffer not None, state=None, Py_ssize_t begin=0, end=None):
     """Cut replies out of a receive buffer; see the package docstring.
 
-    Raises FramingError, and ValueError for a state that cannot be this buffer's.
+    Raises FramingError, ValueError for a state or bounds that cannot be this buffer's, TypeError for what is no buffer.
     """
-    cdef Data data = <Data>PyBytes_AS_STRING(buffer)
-    cdef int64_t size = PyBytes_GET_SIZE(buffer)
+    cdef Data data
+    cdef int64_t size
     cdef int64_t start = 0
+    if PyBytes_Check(buffer):
+        data = <Data>PyBytes_AS_STRING(buffer)
+        size = PyBytes_GET_SIZE(buffer)
+    elif PyByteArray_Check(buffer):
+        data = <Data>PyByteArray_AS_STRING(buffer)
+        size = PyByteArray_GET_SIZE(buffer)
+    else:
+        raise TypeError(f"a buffer is bytes or a bytearray, not {type(buffer).__name__}")
+    cdef Py_ssize_t behind = size if end is None else end
+    if not 0 <= begin <= behind <= size:
+        raise ValueError("begin and end are not of this buffer")
+    cdef bint all_of_it = begin == 0 and behind == size and PyBytes_CheckExact(buffer)
+    data += begin
+    size = behind - begin
     cdef list frames = []
     cdef Reply reply
     cdef int outcome
@@ -487,7 +508,10 @@ def frame_replies(bytes buffer not None, state=None):
             )
         if outcome == REFUSED:
             refuse(reply.refused_at, reply.problem.decode("ascii"), frames)
-        frames.append(_cut(buffer, start, reply.position))
+        if all_of_it and start == 0 and reply.position == size:
+            frames.append(buffer)  # a large value is not copied
+        else:
+            frames.append(PyBytes_FromStringAndSize(<const char *>data + start, reply.position - start))
         start = reply.position
         _begin_reply(&reply, start)
     return frames, start, None

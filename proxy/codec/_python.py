@@ -357,8 +357,12 @@ MAX_ITEMS: Final = 1 << 60  # to come in one reply: no memory holds them, and su
 _PUSH: Final = ord(">")
 
 
-def frame_replies(buffer: bytes, state: ReplyState | None = None) -> tuple[list[bytes], int, ReplyState | None]:
+def frame_replies(
+    buffer: bytes | bytearray, state: ReplyState | None = None, begin: int = 0, end: int | None = None
+) -> tuple[list[bytes], int, ReplyState | None]:
     """Cut replies out of a receive buffer; see the package docstring. Raises FramingError."""
+    if not isinstance(buffer, bytes) or begin or end is not None:
+        buffer = bytes(memoryview(buffer)[begin:end])
     frames: list[bytes] = []
     size = len(buffer)
     position = 0
@@ -372,14 +376,14 @@ def frame_replies(buffer: bytes, state: ReplyState | None = None) -> tuple[list[
             window, window_end = _next_window(window, position - window_end), window_end + window
         while position < size:
             try:
-                end, state = frame_end(buffer, position, state)
+                behind, state = frame_end(buffer, position, state)
             except FramingError as error:
                 error.frames = frames
                 raise
             if state is not None:
                 return frames, position, state
-            frames.append(buffer[position:end])
-            position = end
+            frames.append(buffer[position:behind])
+            position = behind
             if position >= window_end:
                 break
     return frames, position, None

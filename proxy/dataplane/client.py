@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.codec import BROKEN, CONTROL, LARGE, ParseTable, RequestState, parse_requests
 from proxy.codec.reply import error
+from proxy.dataplane.base import Party
 from proxy.dataplane.contract import BARRIER, WRITE, Mode
 from proxy.dataplane.requests import SENT, Batch, Joined, Place, Run
 
@@ -22,6 +23,10 @@ RECEIVE = 64 * 1024  # bytes per read; an unfinished large value is read in larg
 RECEIVE_LARGE = 1 << 20
 SET_ASIDE = 64 * 1024  # bytes scanned of an unfinished request above which they are not copied with every read
 READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+HUNG_UP = select.EPOLLRDHUP
+ENDED = select.EPOLLHUP | select.EPOLLERR
+PLAIN = Mode.PLAIN
 UNREAD = 64 * 1024  # bytes kept of a client that stands behind a barrier before it is not read any more
 SLOW = 1 << 20  # bytes of replies waiting for a client above which it is not read
 
@@ -34,7 +39,7 @@ def _address(of: Callable[[], Any]) -> str:
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
 
 
-class Client:
+class Client(Party):
     """See the module.  ``session`` is control's; everything else is the data plane's own."""
 
     __slots__ = (
@@ -54,7 +59,6 @@ class Client:
         "_unsent",
         "batches",
         "closed",
-        "dirty",
         "fd",
         "id",
         "lanes",
@@ -62,9 +66,7 @@ class Client:
         "mode",
         "out",
         "out_bytes",
-        "pending",
         "pending_bytes",
-        "plane",
         "session",
         "sock",
         "table",
@@ -72,12 +74,12 @@ class Client:
     )
 
     def __init__(self, plane: DataPlane, sock: socket.socket, client_id: int) -> None:
-        self.plane = plane
+        super().__init__(plane)
         self.sock = sock
         self.fd = sock.fileno()
         self.id = client_id
         self.session: Any = None
-        self.mode = Mode.PLAIN
+        self.mode = PLAIN
         self.lanes: list[Lane] = plane.no_lanes
         """By shard index; the last one takes what no shard serves."""
         self.table: ParseTable | None = None
@@ -85,10 +87,7 @@ class Client:
         self.writes: dict[int, list[Any]] = {}
         """Shard index -> [stamp of the first write answered, stamp of the last]."""
         self.closed = False
-        self.dirty = False
         self.batches: deque[Batch] = deque()
-        self.pending = 0
-        """Commands parsed and not yet answered."""
         self.pending_bytes = 0
         self.out: list[bytes] = []
         self.out_bytes = 0
@@ -106,7 +105,7 @@ class Client:
         self._buffered = 0
         self._need = 1
         self._state: RequestState | None = None
-        self._mask = select.EPOLLIN
+        self._mask = READABLE
         plane.register(self.fd, self._mask, self)
 
     def addresses(self) -> tuple[str, str]:
@@ -124,13 +123,13 @@ class Client:
 
     # -- what is asked of it by the data plane ------------------------------------------------
     def on_event(self, mask: int) -> None:
-        if mask & select.EPOLLIN:
+        if mask & READABLE:
             self._receive()
-        elif mask & (select.EPOLLHUP | select.EPOLLERR):
+        elif mask & ENDED:
             self.close()
-        elif mask & select.EPOLLRDHUP:
+        elif mask & HUNG_UP:
             self._hung_up()
-        if mask & select.EPOLLOUT and not self.closed:
+        if mask & WRITABLE and not self.closed:
             self._send_rest()
 
     def wrote(self, lane: Lane) -> None:
@@ -165,7 +164,7 @@ class Client:
         self._buffered += len(data)
         if self._buffered >= self._need:
             self.process()
-        if self._ahead_bytes + self._need > plane.limits.query and not self.closed:
+        if self._ahead_bytes + self._need > plane.max_query and not self.closed:
             self._refuse("closing a client whose request exceeds the query limit")
         if not self.closed:
             self.update_interest()
@@ -218,12 +217,8 @@ class Client:
             self.update_interest()
 
     def _full(self) -> bool:
-        limits = self.plane.limits
-        return (
-            self.pending >= limits.outstanding_commands
-            or self.pending_bytes >= limits.outstanding_bytes
-            or self.out_bytes >= SLOW
-        )
+        plane = self.plane
+        return self.pending >= plane.max_commands or self.pending_bytes >= plane.max_bytes or self.out_bytes >= SLOW
 
     def _dispatch(self, commands: list[tuple[int, int, bytes]]) -> None:
         plane = self.plane
@@ -232,7 +227,7 @@ class Client:
         count = len(commands)
         self.pending += count
         plane.counters.commands += count
-        if self.mode is not Mode.PLAIN:
+        if self.mode is not PLAIN:
             for index, (slot, _, _) in enumerate(commands):
                 self._hand_over(batch, index, slot)
                 if self.closed:
@@ -251,7 +246,7 @@ class Client:
                 if slot == CONTROL and command_id in plane.splitters and self._split(batch, index):
                     continue
                 self._hand_over(batch, index, slot)
-                if self.mode is not Mode.PLAIN or self.closed:
+                if self.mode is not PLAIN or self.closed:
                     return  # only a barrier changes the mode, and a barrier is a batch's last command
                 continue
             lane = lanes[shard_of_slot[slot]]
@@ -260,7 +255,7 @@ class Client:
                 run = lane.tail = Run(batch)
                 lane.fifo.append(run)
                 if not lane.dirty:
-                    plane.soil(lane)
+                    lane.soil()
             if flags[command_id] & WRITE:
                 run.write = True
             run.indexes.append(index)
@@ -356,7 +351,7 @@ class Client:
             break
         if self._unsent is not None:
             self.out_bytes += sum(map(len, islice(out, before, None)))
-            if self.out_bytes > self.plane.limits.output:
+            if self.out_bytes > self.plane.max_output:
                 self._refuse("closing a client that does not read its replies")
 
     def _send(self, data: bytes | memoryview) -> None:
@@ -371,7 +366,7 @@ class Client:
         if count < len(data):
             self._unsent = memoryview(data)[count:]
             self.out_bytes = len(data) - count + sum(map(len, self.out))
-            if self.out_bytes > self.plane.limits.output:
+            if self.out_bytes > self.plane.max_output:
                 self._refuse("closing a client that does not read its replies")
                 return
         else:
@@ -396,9 +391,9 @@ class Client:
             or ((self._stopped or self._fenced) and self._buffered >= UNREAD)
             or (self._buffered >= self._need and self._full())
         )
-        mask = select.EPOLLIN if reading else 0 if self._eof or self._gone else select.EPOLLRDHUP
+        mask = READABLE if reading else 0 if self._eof or self._gone else HUNG_UP
         if self._unsent is not None:
-            mask |= select.EPOLLOUT
+            mask |= WRITABLE
         if mask != self._mask:
             self._mask = mask
             self.plane.epoll.modify(self.fd, mask)

@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from proxy.codec import FramingError, ReplyState, frame_replies
+from proxy.dataplane.base import Handler
 from proxy.dataplane.contract import WRITE, Handed, Lost
 from proxy.dataplane.requests import Entry, Request, Run, Skip
 
@@ -19,20 +20,24 @@ if TYPE_CHECKING:
     from proxy.dataplane.client import Client
     from proxy.dataplane.plane import DataPlane
 
-RECEIVE = 256 * 1024  # bytes; a lane serves many clients, so one call may bring many replies
+RECEIVE = 256 * 1024
 SET_ASIDE = 64 * 1024  # bytes scanned of an unfinished reply above which they are not copied with every read
 PUSH = 0x3E  # b">"
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+ENDED = select.EPOLLHUP | select.EPOLLERR
 
 
-class Lane:
+class Lane(Handler):
     """See the module.  ``owner`` and ``stamp`` are control's."""
 
     __slots__ = (
         "_ahead",
-        "_buffered",
-        "_chunks",
+        "_begin",
+        "_buffer",
+        "_end",
         "_mask",
-        "_need",
+        "_missing",
         "_state",
         "_unsent",
         "closed",
@@ -79,9 +84,10 @@ class Lane:
         self._unsent: memoryview | None = None
         self._mask = 0
         self._ahead: list[bytes] = []
-        self._chunks: list[bytes] = []
-        self._buffered = 0
-        self._need = 1
+        self._buffer = bytearray()
+        self._begin = 0
+        self._end = 0
+        self._missing = 1
         self._state: ReplyState | None = None
 
     @property
@@ -133,9 +139,16 @@ class Lane:
         self.stamp = stamp
         self.pushes = pushes
         self.held_bytes = 0
-        self._mask = select.EPOLLIN
+        self._buffer = bytearray(RECEIVE)
+        self._mask = READABLE
         self.plane.register(self.fd, self._mask, self)
-        self.plane.soil(self)
+        self.soil()
+
+    def soil(self) -> None:
+        """Note that there is something to send."""
+        if not self.dirty:
+            self.dirty = True
+            self.plane.dirty_lanes.append(self)
 
     def flush(self) -> None:
         """Hand to the kernel what was put on the lane in this turn, in one send."""
@@ -165,63 +178,84 @@ class Lane:
         self.plane.counters.shard_bytes_out += count
         if count < len(data):
             self._unsent = memoryview(data)[count:]
-            self._set_mask(select.EPOLLIN | select.EPOLLOUT)
+            self._set_mask(READABLE | WRITABLE)
             return
         self._unsent = None
-        if self._mask != select.EPOLLIN:
-            self._set_mask(select.EPOLLIN)
+        if self._mask != READABLE:
+            self._set_mask(READABLE)
 
     def _set_mask(self, mask: int) -> None:
         self._mask = mask
         self.plane.epoll.modify(self.fd, mask)
 
     def on_event(self, mask: int) -> None:
-        if mask & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+        if mask & (READABLE | ENDED):
             self._receive()
-        if mask & select.EPOLLOUT and not self.closed:
+        if mask & WRITABLE and not self.closed:
             if self._unsent is not None:
                 self._send(self._unsent)
             if not self.closed and self._unsent is None:
-                self.plane.soil(self)
+                self.soil()
 
     def _receive(self) -> None:
         assert self.sock is not None
         try:
-            data = self.sock.recv(RECEIVE)
+            # One buffer for ever: to allocate one this large for each read costs more than the reading.
+            count = self.sock.recv_into(self._buffer if not self._end else memoryview(self._buffer)[self._end :])
         except BlockingIOError:
             return
         except OSError as error:
             self.lose(f"connection lost: {error.strerror or error}")
             return
-        if not data:
+        if not count:
             self.lose("connection closed by the shard")
             return
-        self.plane.counters.shard_bytes_in += len(data)
-        self._chunks.append(data)
-        self._buffered += len(data)
-        if self._buffered < self._need:
+        self.plane.counters.shard_bytes_in += count
+        self._end += count
+        self._missing -= count
+        if self._missing > 0 and self._end < len(self._buffer):
             return
-        buffer = data if len(self._chunks) == 1 else b"".join(self._chunks)
         try:
-            frames, consumed, state = frame_replies(buffer, self._state)
+            frames, consumed, state = frame_replies(self._buffer, self._state, self._begin, self._end)
         except FramingError as error:
             self._complete(error.frames)
             self._deliver(self._without_pushes(error.frames) if self.pushes else error.frames)
             self.lose(f"not a Redis reply: {error}")
             return
-        self._complete(frames)
-        rest = buffer[consumed:]
-        if state is not None and state.position >= SET_ASIDE:
-            cut, state = state.set_aside(len(rest))
-            self._ahead.append(rest[:cut])
-            rest = rest[cut:]
-        self._chunks = [rest] if rest else []
-        self._buffered = len(rest)
-        self._state = state
-        self._need = len(rest) + (state.missing if state is not None else 1)
+        if self._ahead:
+            self._complete(frames)
+        self._keep(consumed, state)
         if self.pushes:
             frames = self._without_pushes(frames)
         self._deliver(frames)
+
+    def _keep(self, consumed: int, state: ReplyState | None) -> None:
+        """Keep what was received of an unfinished reply, with room behind it for more."""
+        self._begin += consumed
+        self._state = state
+        self._missing = 1
+        left = self._end - self._begin
+        if state is not None:
+            self._missing = state.missing
+            if state.position >= SET_ASIDE:
+                cut, self._state = state.set_aside(left)
+                self._ahead.append(bytes(memoryview(self._buffer)[self._begin : self._begin + cut]))
+                self._begin += cut
+                left -= cut
+        if not left and len(self._buffer) == RECEIVE:
+            self._begin = self._end = 0
+        elif len(self._buffer) - self._end < RECEIVE // 2 or not left:
+            self._make_room(left)
+
+    def _make_room(self, left: int) -> None:
+        kept = self._buffer[self._begin : self._end]
+        if left > RECEIVE // 2:  # one line, and a line may be of any length
+            self._buffer = bytearray(4 * left)
+        elif len(self._buffer) > RECEIVE:
+            self._buffer = bytearray(RECEIVE)
+        self._buffer[:left] = kept
+        self._begin = 0
+        self._end = left
 
     def _complete(self, frames: list[bytes]) -> None:
         """Put what was set aside in front of the first reply."""
@@ -247,13 +281,16 @@ class Lane:
                 self.lose("a reply that nobody asked for")
                 return
             entry = fifo[0]
-            if type(entry) is not Run:
+            if isinstance(entry, Run):
+                run = entry
+                at = run.deliver(frames, at, self)
+                if not self.closed and run.pos == len(run.indexes):
+                    fifo.popleft()
+            else:
                 fifo.popleft()  # first, so that whoever gets the reply finds the lane as it is behind it
-            at = entry.deliver(frames, at, self)
+                at = entry.deliver(frames, at, self)
             if self.closed:
                 return
-            if type(entry) is Run and not entry.left:
-                fifo.popleft()
         if not fifo:
             self.tail = None
 
@@ -278,7 +315,7 @@ class Lane:
         self.tail = None
         self.out = []
         self._unsent = None
-        self._chunks = []
+        self._buffer = bytearray()
         self._ahead = []
         self.held_bytes = 0
         return lost

@@ -17,10 +17,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any
 
-from proxy.codec import Limits as CodecLimits
 from proxy.codec import ParseTable
+from proxy.dataplane.base import NO_SHARD, Handler, Plane
 from proxy.dataplane.client import Client
 from proxy.dataplane.contract import Control, Limits, Lost, Mode
 from proxy.dataplane.lane import Lane
@@ -31,47 +31,11 @@ EVENTS = 4096  # taken from the kernel in one turn; it hands them out fairly, th
 ACCEPTS = 64  # connections taken in one go, so that a storm of them leaves the others their turn
 TOO_MANY = b"-ERR max number of clients reached\r\n"
 MAX_KEEPALIVE = 32767  # seconds; the kernel refuses more (tcp.h: MAX_TCP_KEEPIDLE)
-SLOTS = 16384
-NO_SHARD = -1  # the index of the lane that stands for "no shard serves this slot"
-
 
 DEFAULT_LIMITS = Limits()
 
 
-class Handler(Protocol):
-    def on_event(self, mask: int) -> None: ...
-
-
-class Counters:
-    """Totals since the start; read by the metrics at scrape time."""
-
-    __slots__ = (
-        "accepted",
-        "bytes_in",
-        "bytes_out",
-        "commands",
-        "lane_losses",
-        "protocol_errors",
-        "refused",
-        "shard_bytes_in",
-        "shard_bytes_out",
-        "splits",
-    )
-
-    def __init__(self) -> None:
-        self.accepted = 0
-        self.refused = 0
-        self.commands = 0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.shard_bytes_in = 0
-        self.shard_bytes_out = 0
-        self.lane_losses = 0
-        self.splits = 0
-        self.protocol_errors = 0
-
-
-class Listener:
+class Listener(Handler):
     """Accepts clients on one listening socket."""
 
     def __init__(self, plane: DataPlane, sock: socket.socket) -> None:
@@ -105,7 +69,7 @@ class Listener:
             self.plane.admit(sock)
 
 
-class DataPlane:
+class DataPlane(Plane):
     """See the package.  Made with its control, then turned by :meth:`run_once`.
 
     Every method is to be called from the loop's thread.  Calls from outside a turn take effect at
@@ -121,23 +85,11 @@ class DataPlane:
         keepalive: int = 0,
         client_ids: Iterator[int] | None = None,
     ) -> None:
-        self.control = control
-        self.limits = limits
-        self.watched = watched
+        super().__init__(control, limits, watched, time.monotonic())
         self.keepalive = keepalive
-        self.counters = Counters()
-        self.now = time.monotonic()
-        self.epoll = select.epoll()
         self.clients: dict[int, Client] = {}
         self.listeners: list[Listener] = []
-        self.table = ParseTable((), CodecLimits())
-        self.command_flags: bytes = b"\0"
-        self.splitters: Mapping[int, Splitter] = {}
-        self.shard_of_slot: list[int] = [NO_SHARD] * SLOTS
         self.no_lanes = [Lane(self, NO_SHARD)]
-        self.dirty_lanes: list[Lane] = []
-        self.dirty_clients: list[Client] = []
-        self.ready: list[Client] = []
         self._handlers: dict[int, Handler] = {}
         self._closing: list[socket.socket] = []
         self._ids = client_ids if client_ids is not None else iter(range(1, 1 << 53))
@@ -242,12 +194,6 @@ class DataPlane:
             self._closing.append(sock)
         else:
             sock.close()
-
-    def soil(self, lane: Lane) -> None:
-        """Note that a lane has something to send."""
-        if not lane.dirty:
-            lane.dirty = True
-            self.dirty_lanes.append(lane)
 
     # -- listening ---------------------------------------------------------------------------------
     def listen(self, sock: socket.socket) -> None:
@@ -378,7 +324,7 @@ class DataPlane:
             lane.fifo.append(request)
             lane.tail = None
             lane.out.append(request.raw)
-            self.soil(lane)
+            lane.soil()
 
     def answer(self, request: Request, frame: bytes) -> None:
         """Fulfil a request with a raw reply."""

@@ -231,7 +231,7 @@ class Metrics:
     Nothing is registered globally, so that several proxies (tests, embedding) can live in one process.
     """
 
-    def __init__(self, figures: Figures, *, codec: str = "python") -> None:
+    def __init__(self, figures: Figures, *, codec: str = "python", dataplane: str = "python") -> None:
         self.registry = CollectorRegistry()
         self._wait_seconds = Histogram(
             "ackgate_wait_seconds",
@@ -245,7 +245,7 @@ class Metrics:
         ):  # present from the start at 0: a rate over a family that appears later misses its first events
             for result in _WAIT_RESULTS:
                 self._wait_seconds.labels(command, result)
-        self.registry.register(_Build(codec))
+        self.registry.register(_Build(codec, dataplane))
         self.registry.register(_Families(figures))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -262,11 +262,13 @@ class Metrics:
 
 
 class _Build(Collector):
-    def __init__(self, codec: str) -> None:
+    def __init__(self, codec: str, dataplane: str) -> None:
         self._codec = codec
+        self._dataplane = dataplane
 
     def collect(self) -> Iterator[Metric]:
-        build = {"version": __version__, "codec": self._codec, "python": platform.python_version()}
+        compiled = {"codec": self._codec, "data_plane": self._dataplane}
+        build = {"version": __version__, **compiled, "python": platform.python_version()}
         yield InfoMetricFamily("ackgate_build", "What is running.", value=build)
 
 

@@ -25,11 +25,11 @@ def one_line(result: subprocess.CompletedProcess[str], status: int = 1) -> str:
     return lines[0]
 
 
-def test_version_tells_the_codec_and_the_python() -> None:
+def test_version_tells_what_is_compiled_and_the_python() -> None:
     result = ackgate("--version")
     assert result.returncode == 0
     assert result.stdout.startswith(f"ackgate {__version__} (codec ")
-    assert "Python 3." in result.stdout
+    assert ", data plane " in result.stdout and ", Python 3." in result.stdout
 
 
 @pytest.mark.parametrize(

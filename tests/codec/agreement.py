@@ -42,10 +42,20 @@ def requests_agree(
 def _frame(
     codec: Implementation, buffer: bytes, state: ReplyState | None
 ) -> tuple[list[bytes], int, ReplyState | None, str]:
+    plain = _framed(codec, buffer, state)
+    # The same within something larger, as it stands in a buffer that is received into again and again.
+    larger = bytearray(b"$9" + buffer + b"\r\n+")
+    assert _framed(codec, larger, state, 2, 2 + len(buffer)) == plain
+    return plain
+
+
+def _framed(
+    codec: Implementation, buffer: bytes | bytearray, state: ReplyState | None, *bounds: int
+) -> tuple[list[bytes], int, ReplyState | None, str]:
     try:
-        return *codec.frame_replies(buffer, state), ""
+        return *codec.frame_replies(buffer, state, *bounds), ""
     except FramingError as error:
-        return error.frames, len(buffer), None, str(error)
+        return error.frames, 0, None, str(error)
 
 
 def replies_agree(one: Implementation, other: Implementation, pieces: Iterable[bytes], *, aside: bool = False) -> None:

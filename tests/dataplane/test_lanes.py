@@ -28,8 +28,8 @@ class Stingy:
     def fileno(self) -> int:
         return self.sock.fileno()
 
-    def recv(self, size: int) -> bytes:
-        return self.sock.recv(size)
+    def recv_into(self, buffer: memoryview) -> int:
+        return self.sock.recv_into(buffer)
 
     def close(self) -> None:
         self.sock.close()

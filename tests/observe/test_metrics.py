@@ -95,7 +95,8 @@ def test_waits_are_counted_by_command_and_result_and_start_at_zero() -> None:
 
 
 def test_build_process_and_platform_are_told() -> None:
-    found = families(Metrics(Stub(), codec="cython"))
+    found = families(Metrics(Stub(), codec="cython", dataplane="python"))
+    assert found["ackgate_build_info"].samples[0].labels["data_plane"] == "python"
     assert found["ackgate_build_info"].samples[0].labels["version"] == __version__
     assert found["ackgate_build_info"].samples[0].labels["codec"] == "cython"
     assert value(found, "process_resident_memory_bytes") > 0

@@ -1,0 +1,44 @@
+# The types of base.py where it is compiled: see setup.py.
+
+
+cdef class Counters:
+    cdef public long long accepted
+    cdef public long long bytes_in
+    cdef public long long bytes_out
+    cdef public long long commands
+    cdef public long long lane_losses
+    cdef public long long protocol_errors
+    cdef public long long refused
+    cdef public long long shard_bytes_in
+    cdef public long long shard_bytes_out
+    cdef public long long splits
+
+
+cdef class Handler:
+    cpdef on_event(self, int mask)
+
+
+cdef class Plane:
+    cdef public object control
+    cdef public object limits
+    cdef public object watched
+    cdef public object epoll
+    cdef public object table
+    cdef public object splitters
+    cdef public Counters counters
+    cdef public bytes command_flags
+    cdef public list shard_of_slot
+    cdef public list dirty_lanes
+    cdef public list dirty_clients
+    cdef public list ready
+    cdef public double now
+    cdef public Py_ssize_t max_query
+    cdef public Py_ssize_t max_commands
+    cdef public Py_ssize_t max_bytes
+    cdef public Py_ssize_t max_output
+
+
+cdef class Party(Handler):
+    cdef public Plane plane
+    cdef public bint dirty
+    cdef public Py_ssize_t pending

@@ -1,0 +1,97 @@
+"""What clients, lanes and entries see of the plane and of each other: the fields that every event touches.
+
+Apart, and below the classes that fill them, so that where the data plane is compiled (see setup.py) these fields are
+reached without a look-up.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from proxy.codec import Limits as CodecLimits
+from proxy.codec import ParseTable
+from proxy.dataplane.contract import Control, Limits
+
+if TYPE_CHECKING:
+    from proxy.dataplane.client import Client
+    from proxy.dataplane.lane import Lane
+    from proxy.dataplane.requests import Splitter
+
+SLOTS = 16384
+NO_SHARD = -1  # the index of the lane that stands for "no shard serves this slot"
+
+
+class Counters:
+    """Totals since the start; read by the metrics at scrape time."""
+
+    __slots__ = (
+        "accepted",
+        "bytes_in",
+        "bytes_out",
+        "commands",
+        "lane_losses",
+        "protocol_errors",
+        "refused",
+        "shard_bytes_in",
+        "shard_bytes_out",
+        "splits",
+    )
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.refused = 0
+        self.commands = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.shard_bytes_in = 0
+        self.shard_bytes_out = 0
+        self.lane_losses = 0
+        self.splits = 0
+        self.protocol_errors = 0
+
+
+class Handler:
+    """Who is told of the events of a descriptor."""
+
+    __slots__ = ()
+
+    def on_event(self, mask: int) -> None:
+        raise NotImplementedError
+
+
+class Plane:
+    """The state of one data plane."""
+
+    def __init__(self, control: Control, limits: Limits, watched: tuple[bytes, ...], now: float) -> None:
+        self.control = control
+        self.limits = limits
+        self.max_query = limits.query
+        self.max_commands = limits.outstanding_commands
+        self.max_bytes = limits.outstanding_bytes
+        self.max_output = limits.output
+        self.watched = watched
+        self.counters = Counters()
+        self.now = now
+        self.epoll = select.epoll()
+        self.table = ParseTable((), CodecLimits())
+        self.command_flags: bytes = b"\0"
+        self.splitters: Mapping[int, Splitter] = {}
+        self.shard_of_slot: list[int] = [NO_SHARD] * SLOTS
+        self.dirty_lanes: list[Lane] = []
+        self.dirty_clients: list[Client] = []
+        self.ready: list[Client] = []
+
+
+class Party(Handler):
+    """What a batch of commands knows of its client."""
+
+    __slots__ = ("dirty", "pending", "plane")
+
+    def __init__(self, plane: Any) -> None:
+        self.plane = plane
+        self.dirty = False
+        """It has replies to be passed on at the end of the turn."""
+        self.pending = 0
+        """Commands parsed and not yet answered."""

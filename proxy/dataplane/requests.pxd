@@ -1,0 +1,64 @@
+# The types of requests.py where it is compiled: see setup.py.
+cimport cython
+
+from proxy.dataplane.base cimport Party
+
+
+cdef class Batch:
+    cdef public Party client
+    cdef public list commands
+    cdef public list replies
+    cdef public Py_ssize_t missing
+    cdef public Py_ssize_t sent
+    cdef public double born
+
+    cpdef fill(self, Py_ssize_t index, bytes frame)
+    @cython.locals(client=Party)
+    cpdef answered(self, Py_ssize_t count)
+
+
+cdef class Request:
+    cdef public object client
+    cdef public object raw
+    cdef public int slot
+    cdef public int command_id
+    cdef public int attempts
+    cdef public bint barrier
+    cdef public bint write
+    cdef public double born
+
+    cpdef answer(self, bytes frame)
+    cpdef Py_ssize_t deliver(self, list frames, Py_ssize_t at, object lane) except -1
+
+
+cdef class Place(Request):
+    cdef public Batch batch
+    cdef public Py_ssize_t index
+
+
+cdef class Submitted(Request):
+    cdef public object on_reply
+    cdef public bint pinned
+
+
+cdef class Joined(Batch):
+    cdef public object join
+    cdef public Place place
+
+
+cdef class Run:
+    cdef public Batch batch
+    cdef public list indexes
+    cdef public Py_ssize_t pos
+    cdef public bint write
+
+    @cython.locals(batch=Batch, replies=list, indexes=list, pos=Py_ssize_t, end=Py_ssize_t, taken=Py_ssize_t,
+                   index=Py_ssize_t, frame=bytes)
+    cpdef Py_ssize_t deliver(self, list frames, Py_ssize_t at, object lane) except -1
+
+
+cdef class Skip:
+    cdef public Py_ssize_t size
+    cdef public double born
+
+    cpdef Py_ssize_t deliver(self, list frames, Py_ssize_t at, object lane) except -1
