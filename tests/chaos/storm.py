@@ -20,7 +20,7 @@ from tests.system.nodes import configured
 from tests.system.wire import Closed, Wire
 
 CLIENTS = 16
-BUSY = 200  # writes acknowledged in the second before a primary is killed, at the least
+BUSY = 500  # writes acknowledged a second before a primary is killed; some kills have their replica stopped first
 READ_AT_ONCE = 500
 LOOK_S = 0.05  # between two looks of naive fan-out at the topology
 
@@ -44,6 +44,7 @@ EVERYTHING = (
     "primary killed with writes unreplicated",
     "primary stopped for a moment",
     "primary hung with writes unreplicated, replaced, back",
+    "primary and replica killed",
 )
 """One turn of the storm."""
 
@@ -115,7 +116,7 @@ def storm(
     name: str,
     plan: Sequence[str],
     *,
-    kills: int,
+    kills: float,
     seconds: float,
     seed: int,
     naive: bool = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -18,11 +19,20 @@ SHORT = (
     "primary killed",
 )
 
+PLANNED = ("switchover", "slots moved", "switchover")
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     with cluster(tmp_path_factory.mktemp("chaos")) as nodes:
         yield nodes
+
+
+def test_planned_changes_cost_nobody_an_error_or_a_number(running: Up) -> None:
+    outcome = storm(running, "planned", PLANNED, kills=math.inf, seconds=4, seed=1)
+    assert outcome.faults.done.total() >= len(PLANNED)
+    assert (outcome.lost, outcome.ledger.unconfirmed) == ([], 0)
+    assert not outcome.ledger.errors and set(outcome.ledger.waits) <= {"reached", "deadline"}, outcome.ledger
 
 
 def test_nothing_that_was_acknowledged_is_lost(running: Up) -> None:
