@@ -14,6 +14,7 @@ from typing import Any
 import trio
 
 from proxy import __version__, codec, dataplane
+from proxy.acks.concern import Concern, Concerns, Rule
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Life, Stamp
 from proxy.acks.primary import Primary
 from proxy.acks.wait import Acks
@@ -30,7 +31,7 @@ from proxy.errors import UserError
 from proxy.observe.metrics import Counters, Metrics, ShardFigures
 from proxy.routing.slot_map import NO_SHARD, Node, Shard, SlotMap
 from proxy.sessions.connection import Doorkeeper
-from proxy.settings import ProxySettings, split_address
+from proxy.settings import DurabilityRule, ProxySettings, split_address
 from proxy.topology.cluster import Cluster
 from proxy.topology.lanes import Lanes
 from proxy.topology.redirects import WATCHED, Redirects
@@ -103,9 +104,24 @@ class Server:
             one_by_one=lambda on: self.router.one_by_one(on),
         )
         patience = timeouts.hold
-        sender = Sender(self.plane, self.cluster, self.lanes, settings.lanes.large_request)
+        sender = Sender(
+            self.plane,
+            self.cluster,
+            self.lanes,
+            settings.lanes.large_request,
+            lambda user: self.concerns.of_user(user),
+        )
         connection = ConnectionCommands(sender, Doorkeeper(_password(settings.auth.password_file)))
         self.waits = WaitCommands(sender, self.acks, self.metrics.observe_wait)
+        self.concerns = Concerns(
+            [_rule(rule) for rule in settings.durability],
+            self.acks,
+            self.waits.crowd,
+            keys_of=lambda raw: self.router.keys(raw),
+            release=self.plane.release,
+            observe=self.metrics.observe_concern,
+        )
+        self.plane.concern_of = lambda client, raw: self.concerns.of_write(client.session.identity.user, raw)
         families = (
             connection.handlers,
             MergedCommands(sender, self._own_info, patience).handlers,
@@ -163,6 +179,8 @@ class Server:
             for _ in range(TURNS):
                 busy = self.plane.run_once()
                 self.redirects.flush()
+                if self.plane.holds:
+                    self.concerns.take(self.plane.take_holds())
                 if not busy:
                     break
 
@@ -347,7 +365,8 @@ class Server:
             "held_bytes": held_bytes,
             "holds": redirects["holds"],
             "hold_timeouts": redirects["hold_timeouts"],
-            "waits_open": self.acks.open,
+            "waits_open": self.acks.open - self.concerns.open,
+            "concerns_open": self.concerns.open,
             "ack_rounds": self.acks.rounds,
             "acks_unconfirmed": self.acks.unconfirmed,
             "slot_map_version": self.cluster.map.version,
@@ -399,7 +418,7 @@ class Server:
             "clients": {
                 "connected_clients": len(self.plane.clients),
                 "maxclients": self.plane.limits.maxclients,
-                "blocked_clients": self.acks.open,
+                "blocked_clients": self.acks.open - self.concerns.open,
             },
             "replication": {"role": "master", "connected_slaves": 0},
         }
@@ -454,6 +473,11 @@ def _limits(settings: ProxySettings) -> Limits:
         held_commands=lanes.held_commands,
         held_bytes=lanes.held_bytes,
     )
+
+
+def _rule(rule: DurabilityRule) -> Rule:
+    concern = Concern(rule.replicas, rule.fsync, rule.timeout, rule.on_timeout)
+    return Rule(concern, rule.user, rule.prefix.encode() if rule.prefix is not None else None)
 
 
 def _range_text(first: int, last: int) -> str:

@@ -165,6 +165,29 @@ class AckSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     untrusted_waitaof: Literal["error", "pass"] = "error"
 
 
+class DurabilityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a write must have reached before its reply is passed on; the client need not ask with WAIT. A write goes by
+    the first rule that matches it, and by none where none does. One whose keys match several goes by the first of
+    those that asks for anything. A rule with neither ``replicas`` nor ``fsync`` exempts what it matches.
+
+    - ``user``: the ACL user who writes; null is everybody. Default null.
+    - ``prefix``: what its key begins with; null is any key, and commands without one. Default null.
+    - ``replicas``: replicas of its shard that must have it. Default 0.
+    - ``fsync``: on whose disk it must be: ``none``, ``local`` (the primary's), ``replica`` (of so many replicas, one at
+      least) or ``both``. Default none.
+    - ``timeout``: seconds for that, from the shard's reply on. Default 1.
+    - ``on_timeout``: ``error`` answers -UNCONFIRMED then, although the write was applied; ``ack`` passes its reply and
+      counts it. Default error.
+    """
+
+    user: str | None = None
+    prefix: str | None = None
+    replicas: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    fsync: Literal["none", "local", "replica", "both"] = "none"
+    timeout: Duration = 1.0
+    on_timeout: Literal["error", "ack"] = "error"
+
+
 class CommandSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Commands that would break the cluster under the proxy (SHUTDOWN, REPLICAOF, DEBUG, MIGRATE ...) are refused.
 
@@ -196,6 +219,7 @@ class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     lanes: LaneSettings = msgspec.field(default_factory=LaneSettings)
     timeouts: TimeoutSettings = msgspec.field(default_factory=TimeoutSettings)
     acks: AckSettings = msgspec.field(default_factory=AckSettings)
+    durability: tuple[DurabilityRule, ...] = ()
     commands: CommandSettings = msgspec.field(default_factory=CommandSettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 

@@ -36,7 +36,7 @@ class Member(Latch):
     __slots__ = ("_crowd", "counts", "done", "over", "question", "ready", "scope", "shards", "waiters")
 
     def __init__(self, crowd: Crowd, question: Question, done: Callable[[bytes | None], None]) -> None:
-        self.shards = question.acks.shards()
+        self.shards = question.shards()
         super().__init__(len(self.shards))
         self._crowd = crowd
         self.question = question

@@ -85,6 +85,9 @@ class ShardRounds:
         self._lane_freed = trio.Event()
         self._poke = trio.Event()
         self._looked = trio.Event()
+        self._fsync: set[Waiter] = set()
+        self._fsync_poke = trio.Event()
+        self._fsync_looked = trio.Event()
         self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
         self._kicking = trio.Lock()
         self._verify = Shared(self._read_verdict)
@@ -120,11 +123,13 @@ class ShardRounds:
 
     def join_fsync(self, waiter: Waiter, wrote: bool) -> None:
         """Wait for everything answered so far to be fsynced; ``wrote`` False: the session wrote nothing here."""
+        self._fsync.add(waiter)
         (self._unmarked if wrote else self._unwritten).append(waiter)
         self._marking_wanted.set()
 
     def leave(self, waiter: Waiter) -> None:
         """The waiter is gone or done: ``done`` tells whoever comes across it in a list."""
+        self._fsync.discard(waiter)
         if not waiter.done:
             self._waiting.leave(waiter)
             waiter.done = True
@@ -133,9 +138,24 @@ class ShardRounds:
         """Come back after a look that began after this call: a deadline's counts are then the present ones."""
         for _ in range(2):  # the one under way may have begun before
             if not self._waiting:
-                return
+                break
             self._poke.set()
             await self._looked.wait()
+        await self._look_again_at_fsyncs()
+
+    async def _look_again_at_fsyncs(self) -> None:
+        """Also at those whose marker is only on its way: until they are seen once they have no count at all."""
+        unseen = _staying(list(self._fsync))
+        for waiter in unseen:
+            waiter.seen = False
+        self._fsync_poke.set()
+        self._fsync_poke = trio.Event()
+        while not all(waiter.seen or waiter.done for waiter in unseen):
+            await self._fsync_looked.wait()
+
+    def _saw_fsyncs(self) -> None:
+        self._fsync_looked.set()
+        self._fsync_looked = trio.Event()
 
     async def verdict(self, fsync: bool) -> Verdict:
         """What holds now, read after this call.  Raises ``ConnectionLost``, ``ReplyError``."""
@@ -265,6 +285,7 @@ class ShardRounds:
             self._unwritten = _staying(waiters) + self._unwritten
             raise
         waiters = [waiter for waiter in waiters if not waiter.see(count, local)]
+        self._saw_fsyncs()
         if not waiters:
             return
         present = next((round_ for round_ in self._marked if round_.connection is primary.main), None)
@@ -331,13 +352,15 @@ class ShardRounds:
                     online = len((await primary.look())[1])
                 local, count = await round_.connection.call("WAITAOF", 0, 0, 0)
                 round_.waiters = [waiter for waiter in round_.waiters if not waiter.see(count, local, online)]
+                self._saw_fsyncs()
                 if not local:
                     await self._refuse_without_aof(primary, lambda: round_.waiters)  # it may be switched off meanwhile
                 if not round_.waiters:
                     break
                 # An acknowledgment given before the fsync is stale, so it has to be asked for anew.
                 await self._kick(primary)
-                await trio.sleep(delay)
+                with trio.move_on_after(delay):
+                    await self._fsync_poke.wait()
                 delay = min(delay * 2, POLL_LONGEST)
         except (ConnectionLost, ReplyError):
             round_.connection.abort()

@@ -171,12 +171,21 @@ class Acks:
             if one.lost or other.lost or (one is not other and not (one.unsettled or other.unsettled)):
                 raise Unconfirmed
 
-    def question(self, writer: Writer, memory: Memory, asked: Asked, *, at_once: bool = False) -> Question:
+    def question(
+        self,
+        writer: Writer,
+        memory: Memory,
+        asked: Asked,
+        *,
+        at_once: bool = False,
+        shards: Sequence[int] | None = None,
+    ) -> Question:
         """What a WAIT or WAITAOF whose turn has come asks for; its time runs from now on.
 
-        ``at_once``: only for what there is, however many were asked for.
+        ``at_once``: only for what there is, however many were asked for.  ``shards``: those alone, while what was
+        written is still there; None is all.
         """
-        return Question(self, writer, memory, asked, at_once)
+        return Question(self, writer, memory, asked, at_once, shards)
 
     async def wait(self, question: Question) -> bytes:
         """The raw reply to a WAIT or WAITAOF.
@@ -268,8 +277,17 @@ class Question:
     was still on A when A's first count was proved, or already on B when B's second offset was sampled.
     """
 
-    def __init__(self, acks: Acks, writer: Writer, memory: Memory, asked: Asked, at_once: bool) -> None:
+    def __init__(
+        self,
+        acks: Acks,
+        writer: Writer,
+        memory: Memory,
+        asked: Asked,
+        at_once: bool = False,
+        shards: Sequence[int] | None = None,
+    ) -> None:
         self.acks = acks
+        self._shards = shards
         self.writer = writer
         self.memory = memory
         self.asked = asked
@@ -279,6 +297,10 @@ class Question:
         patience = min(asked.timeout or math.inf, PROOF if self.at_once else math.inf)
         self.deadline = trio.current_time() + patience
         self._reading = trio.CancelScope()
+
+    def shards(self) -> Sequence[int]:
+        """Who is asked."""
+        return self._shards if self._shards is not None else self.acks.shards()
 
     @property
     def late(self) -> bool:
@@ -307,7 +329,7 @@ class Question:
 
     async def _ask_own(self) -> list[Counts] | None:
         """Each shard for this session's own writes; None when it has to be asked again."""
-        counts = await self._read(self.acks.shards(), everywhere=False)
+        counts = await self._read(self.shards(), everywhere=False)
         return self._weigh(counts, await self._verdicts(self.claimed(counts)))
 
     def claimed(self, counts: dict[int, Counts]) -> list[int]:

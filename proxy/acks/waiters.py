@@ -73,6 +73,7 @@ class Waiter:
         "joined",
         "listed",
         "local",
+        "seen",
         "settled",
         "threshold",
         "want",
@@ -93,6 +94,8 @@ class Waiter:
         self.count = 0
         self.local = 0
         self.done = False
+        self.seen = False
+        """Looked at since somebody asked for that."""
         self.joined = 0
         self.listed = False
         """It stands in the list of those who wait for an offset."""
@@ -101,6 +104,7 @@ class Waiter:
         """Take in the present counts, of ``online`` replicas; True when they are enough."""
         self.count = count
         self.local = local
+        self.seen = True
         if not self.done and self._enough(online):
             self.done = True
             self.gate.enough()

@@ -62,8 +62,7 @@ class ConnectionCommands:
 
     def _become(self, session: Session, identity: Identity) -> None:
         """Use the lanes of another identity.  Everything sent before is answered: a barrier brought us here."""
-        session.identity = identity
-        self.plane.set_lanes(session.client, self.lanes.of(identity))
+        self.sender.adopt(session, identity)
 
     def engine(self) -> connection.Engine:
         """The engine behind, by the oldest of its nodes."""

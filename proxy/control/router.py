@@ -144,11 +144,20 @@ class Router:
             except (ConnectionLost, ReplyError, ValueError) as problem:
                 self.log.warning("COMMAND could not be read", node=f"{watch.host}:{watch.port}", reason=str(problem))
 
+    def keys(self, raw: bytes) -> list[bytes]:
+        """The keys of a request, as far as its key specs tell."""
+        args = decode_request(raw)
+        command = self.table.lookup(args)
+        if command is None:
+            return []
+        return [args[index] for index in extract(command, args).indices]
+
     def opened(self, client: Client) -> None:
-        session = Session(client, Identity("default", 0, 2), self.connection.doorkeeper.open)
+        identity = Identity("default", 0, 2)
+        session = Session(client, identity, self.connection.doorkeeper.open)
         client.session = session
         self.connection.sessions[client.id] = session
-        self.plane.set_lanes(client, self.sender.lanes.of(session.identity))
+        self.sender.adopt(session, identity)
         if not session.authenticated:
             client.table = self.connection.unauthenticated
             client.mode = Mode.CONTROL

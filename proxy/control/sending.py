@@ -14,7 +14,7 @@ from proxy.routing.slot_map import Node
 from proxy.sessions.session import Session
 from proxy.sessions.transaction import NOT_HERE, Places
 from proxy.topology.cluster import Cluster
-from proxy.topology.lanes import Busy, Lanes
+from proxy.topology.lanes import Busy, Identity, Lanes
 from proxy.topology.redirects import UNKNOWN
 from shard.client import ConnectionLost, ReplyError
 
@@ -44,12 +44,25 @@ class Join:
 class Sender(Places):
     """See the module.  ``large_request`` bytes and more travel on a leased lane."""
 
-    def __init__(self, plane: DataPlane, cluster: Cluster, lanes: Lanes, large_request: int) -> None:
+    def __init__(
+        self,
+        plane: DataPlane,
+        cluster: Cluster,
+        lanes: Lanes,
+        large_request: int,
+        concern_of_user: Callable[[str], int] = lambda user: 0,
+    ) -> None:
         self.plane = plane
         self.cluster = cluster
         self.lanes = lanes
         self.counts = {"splits": 0, "fanouts": 0}
         self._large_request = large_request
+        self._concern_of_user = concern_of_user
+
+    def adopt(self, session: Session, identity: Identity) -> None:
+        """Have a session's commands travel as this identity, and its writes be acknowledged as its user's are."""
+        session.identity = identity
+        self.plane.set_lanes(session.client, self.lanes.of(identity), self._concern_of_user(identity.user))
 
     def answer(self, request: Request, frame: bytes) -> None:
         """Answer, and let the client go on if it stood behind this command."""

@@ -23,7 +23,7 @@ from proxy.dataplane.client import Client
 from proxy.dataplane.contract import BARRIER, READONLY, WRITE, Control, Handed, Limits, Lost, Mode
 from proxy.dataplane.lane import Lane
 from proxy.dataplane.plane import DataPlane
-from proxy.dataplane.requests import Request
+from proxy.dataplane.requests import Hold, Request
 
 IMPLEMENTATION = "python" if str(_client.__file__).endswith(".py") else "cython"
 """The form in which the data plane runs, "cython" or "python"."""
@@ -37,6 +37,7 @@ __all__ = [
     "Control",
     "DataPlane",
     "Handed",
+    "Hold",
     "Lane",
     "Limits",
     "Lost",

@@ -31,6 +31,8 @@ cdef class Plane:
     cdef public list dirty_lanes
     cdef public list dirty_clients
     cdef public list ready
+    cdef public list holds
+    cdef public object concern_of
     cdef public double now
     cdef public Py_ssize_t max_query
     cdef public Py_ssize_t max_commands

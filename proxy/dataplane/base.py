@@ -7,7 +7,7 @@ reached without a look-up.
 from __future__ import annotations
 
 import select
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from proxy.codec import Limits as CodecLimits
@@ -17,7 +17,10 @@ from proxy.dataplane.contract import Control, Limits
 if TYPE_CHECKING:
     from proxy.dataplane.client import Client
     from proxy.dataplane.lane import Lane
-    from proxy.dataplane.requests import Splitter
+    from proxy.dataplane.requests import Hold, Splitter
+
+    ConcernOf = Callable[[Client, bytes], int]
+    """The class of write concern of a client's raw request; 0 for none."""
 
 SLOTS = 16384
 NO_SHARD = -1  # the index of the lane that stands for "no shard serves this slot"
@@ -82,6 +85,13 @@ class Plane:
         self.dirty_lanes: list[Lane] = []
         self.dirty_clients: list[Client] = []
         self.ready: list[Client] = []
+        self.holds: list[Hold] = []
+        """Open ones: control takes them (``take_holds``) after each turn."""
+        self.concern_of: ConcernOf = _no_concern
+
+
+def _no_concern(client: Client, raw: bytes) -> int:
+    return 0
 
 
 class Party(Handler):

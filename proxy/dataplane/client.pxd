@@ -24,6 +24,7 @@ cdef class Client(Party):
     cdef public int fd
     cdef public long long id
     cdef public bint closed
+    cdef public int concern
     cdef public Py_ssize_t pending_bytes
     cdef public Py_ssize_t out_bytes
     cdef public double last_read
@@ -45,6 +46,7 @@ cdef class Client(Party):
     cpdef on_event(self, int mask)
     @cython.locals(stamps=list)
     cpdef wrote(self, Lane lane)
+    cpdef int concern_of(self, bytes raw) except? -1
     cpdef fence(self)
     @cython.locals(data=bytes, plane=Plane)
     cdef _receive(self)
@@ -57,7 +59,7 @@ cdef class Client(Party):
     @cython.locals(batch=Batch, count=Py_ssize_t, index=Py_ssize_t, slot=cython.int, plane=Plane)
     cdef _dispatch(self, list commands)
     @cython.locals(shard_of_slot=list, flags=bytes, index=Py_ssize_t, slot=cython.int, command_id=cython.int,
-                   raw=bytes, lane=Lane, run=Run, plane=Plane)
+                   raw=bytes, lane=Lane, run=Run, plane=Plane, write=bint, concern=cython.int)
     cdef _route(self, Batch batch)
     cdef bint _split(self, Batch batch, Py_ssize_t index) except -1
     cdef _hand_over(self, Batch batch, Py_ssize_t index, int slot)

@@ -59,6 +59,7 @@ class Client(Party):
         "_unsent",
         "batches",
         "closed",
+        "concern",
         "fd",
         "id",
         "lanes",
@@ -84,6 +85,8 @@ class Client(Party):
         """By shard index; the last one takes what no shard serves."""
         self.table: ParseTable | None = None
         """None: the data plane's own."""
+        self.concern = 0
+        """Class of write concern of what it writes; 0: none, -1: it depends on the keys."""
         self.writes: dict[int, list[Any]] = {}
         """Shard index -> [stamp of the first write answered, stamp of the last]."""
         self.closed = False
@@ -139,6 +142,10 @@ class Client(Party):
             self.writes[lane.shard] = [lane.stamp, lane.stamp]
         else:
             stamps[1] = lane.stamp
+
+    def concern_of(self, raw: bytes) -> int:
+        """The class of write concern of a write."""
+        return self.concern if self.concern >= 0 else self.plane.concern_of(self, raw)
 
     def fence(self) -> None:
         """Nothing more of this client is dispatched until all it sent so far is answered."""
@@ -250,13 +257,15 @@ class Client(Party):
                     return  # only a barrier changes the mode, and a barrier is a batch's last command
                 continue
             lane = lanes[shard_of_slot[slot]]
+            write = bool(flags[command_id] & WRITE)
+            concern = self.concern_of(raw) if write and self.concern else 0
             run = lane.tail
-            if run is None or run.batch is not batch:
-                run = lane.tail = Run(batch)
+            if run is None or run.batch is not batch or run.concern != concern:
+                run = lane.tail = Run(batch, concern)
                 lane.fifo.append(run)
                 if not lane.dirty:
                     lane.soil()
-            if flags[command_id] & WRITE:
+            if write:
                 run.write = True
             run.indexes.append(index)
             lane.out.append(raw)

@@ -2,7 +2,7 @@
 cimport cython
 
 from proxy.dataplane.base cimport Handler, Plane
-from proxy.dataplane.requests cimport Request, Run
+from proxy.dataplane.requests cimport Hold, Request, Run
 
 cdef int READABLE
 cdef int WRITABLE
@@ -24,6 +24,7 @@ cdef class Lane(Handler):
     cdef public Run tail
     cdef public list out
     cdef public Py_ssize_t held_bytes
+    cdef public Hold open_hold
     cdef public long long taken
     cdef public long long sent
     cdef object _unsent
@@ -35,6 +36,8 @@ cdef class Lane(Handler):
     cdef Py_ssize_t _end
     cdef Py_ssize_t _missing
 
+    @cython.locals(hold=Hold)
+    cpdef Hold hold(self, int concern)
     cpdef bint watches(self, bytes frame) except -1
     cpdef bint is_write(self, int command_id) except -1
     cpdef soil(self)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.codec import FramingError, ReplyState, frame_replies
 from proxy.dataplane.base import Handler
 from proxy.dataplane.contract import WRITE, Handed, Lost
-from proxy.dataplane.requests import Entry, Request, Run, Skip
+from proxy.dataplane.requests import Entry, Hold, Request, Run, Skip
 
 if TYPE_CHECKING:
     from proxy.dataplane.client import Client
@@ -45,6 +45,7 @@ class Lane(Handler):
         "fd",
         "fifo",
         "held_bytes",
+        "open_hold",
         "out",
         "owner",
         "plane",
@@ -77,6 +78,7 @@ class Lane(Handler):
         self.out: list[bytes] = []
         self.dirty = False
         self.held_bytes = 0
+        self.open_hold: Hold | None = None
         self.taken = 0
         """Bytes put on the lane so far, as of the last flush."""
         self.sent = 0
@@ -107,6 +109,14 @@ class Lane(Handler):
         if request.client is not None:
             request.client.fence()
         self.plane.tell(request.client, self.plane.control.held_back, request, self, frame)
+
+    def hold(self, concern: int) -> Hold:
+        """Where replies of this class are kept; a new one if the last was taken, or is of another class or stamp."""
+        hold = self.open_hold
+        if hold is None or hold.lane is None or hold.concern != concern or hold.stamp is not self.stamp:
+            hold = self.open_hold = Hold(self, concern)
+            self.plane.holds.append(hold)
+        return hold
 
     def is_write(self, command_id: int) -> bool:
         return bool(self.plane.command_flags[command_id] & WRITE)

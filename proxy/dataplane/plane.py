@@ -24,7 +24,7 @@ from proxy.dataplane.base import NO_SHARD, Handler, Plane
 from proxy.dataplane.client import Client
 from proxy.dataplane.contract import Control, Limits, Lost, Mode
 from proxy.dataplane.lane import Lane
-from proxy.dataplane.requests import Request, Run, Skip, Splitter, Submitted
+from proxy.dataplane.requests import Hold, Request, Run, Skip, Splitter, Submitted
 
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
 EVENTS = 4096  # taken from the kernel in one turn; it hands them out fairly, the longest ready first
@@ -244,9 +244,25 @@ class DataPlane(Plane):
         for client in self.clients.values():
             client.fence()
 
-    def set_lanes(self, client: Client, lanes: list[Lane]) -> None:
-        """Give a client the lanes of its identity: by shard index, the last for slots without a shard."""
+    def set_lanes(self, client: Client, lanes: list[Lane], concern: int = 0) -> None:
+        """Give a client the lanes of its identity: by shard index, the last for slots without a shard.
+
+        ``concern``: the class of what it writes; 0: none, -1: ``concern_of`` tells for each write.
+        """
         client.lanes = lanes
+        client.concern = concern
+
+    def take_holds(self) -> list[Hold]:
+        """The replies to writes that were kept back since the last call: control releases each (``release``)."""
+        holds, self.holds = self.holds, []
+        for hold in holds:
+            hold.lane = None
+        return holds
+
+    def release(self, hold: Hold, failure: bytes | None = None) -> None:
+        """Pass on what was kept back; ``failure``, an error frame, instead of every reply that claims success."""
+        with self.turn():
+            hold.release(failure)
 
     def new_lane(self, shard: int, owner: Any = None) -> Lane:
         """A lane without a connection: what is put on it is parked."""
@@ -302,16 +318,18 @@ class DataPlane(Plane):
         command_id: int = 0,
         write: bool = False,
         pinned: bool = False,
+        concern: int = -1,
     ) -> Submitted:
         """Send a command of control's own; ``on_reply`` gets its raw reply (in a turn).
 
         With ``client`` and ``write`` the reply counts as a write of that client.  ``pinned``: meant for this
-        lane alone, never sent again elsewhere.  Raises ``RuntimeError`` for a closed lane, which would never answer.
+        lane alone, never sent again elsewhere.  ``concern``: the class of the write; -1 is that of
+        the client or the keys.  Raises ``RuntimeError`` for a closed lane, which would never answer.
         """
         if lane.closed:
             raise RuntimeError("the lane is closed: submit on the one that took its place")
         with self.turn():
-            request = Submitted(client, slot, command_id, raw, self.now, write, on_reply, pinned)
+            request = Submitted(client, slot, command_id, raw, self.now, write, on_reply, pinned, concern)
             self.resubmit(request, lane)
         return request
 

@@ -17,12 +17,25 @@ cdef class Batch:
     cpdef answered(self, Py_ssize_t count)
 
 
+cdef class Hold:
+    cdef public object lane
+    cdef public object stamp
+    cdef public int shard
+    cdef public int concern
+    cdef list _places
+    cdef list _indexes
+    cdef list _frames
+
+    cpdef add(self, place, Py_ssize_t index, bytes frame)
+
+
 cdef class Request:
     cdef public object client
     cdef public object raw
     cdef public int slot
     cdef public int command_id
     cdef public int attempts
+    cdef public int concern
     cdef public bint barrier
     cdef public bint write
     cdef public double born
@@ -48,12 +61,13 @@ cdef class Joined(Batch):
 
 cdef class Run:
     cdef public Batch batch
+    cdef public int concern
     cdef public list indexes
     cdef public Py_ssize_t pos
     cdef public bint write
 
     @cython.locals(batch=Batch, replies=list, indexes=list, pos=Py_ssize_t, end=Py_ssize_t, taken=Py_ssize_t,
-                   index=Py_ssize_t, frame=bytes)
+                   index=Py_ssize_t, frame=bytes, hold=Hold)
     cpdef Py_ssize_t deliver(self, list frames, Py_ssize_t at, object lane) except -1
 
 

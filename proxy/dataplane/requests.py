@@ -73,10 +73,47 @@ class Joined(Batch):
         self.place.answer(self.join(self.replies))  # type: ignore[arg-type]
 
 
+class Hold:
+    """Replies to writes kept back until the writes are acknowledged: those of one class of concern, on one lane,
+    within one turn.
+    """
+
+    __slots__ = ("_frames", "_indexes", "_places", "concern", "lane", "shard", "stamp")
+
+    def __init__(self, lane: Lane, concern: int) -> None:
+        self.lane: Lane | None = lane
+        """The lane on which more may come; None once control has taken it."""
+        self.shard = lane.shard
+        self.stamp = lane.stamp
+        self.concern = concern
+        self._places: list[Batch | Request] = []
+        self._indexes: list[int] = []
+        self._frames: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def add(self, place: Batch | Request, index: int, frame: bytes) -> None:
+        """Keep a reply: of the command at ``index`` of a batch, or of a request (``index`` is no matter then)."""
+        self._places.append(place)
+        self._indexes.append(index)
+        self._frames.append(frame)
+
+    def release(self, failure: bytes | None = None) -> None:
+        """Pass the replies on.  ``failure`` takes the place of each that claims success."""
+        for place, index, frame in zip(self._places, self._indexes, self._frames, strict=True):
+            if failure is not None and frame[0] != MINUS:
+                frame = failure
+            if isinstance(place, Batch):
+                place.fill(index, frame)
+            elif place.client is not None:
+                place.client.plane.tell(place.client, place.answer, frame)
+
+
 class Request:
     """One command as control knows it.  ``answer`` fulfils it; it may stand in a lane's queue."""
 
-    __slots__ = ("attempts", "barrier", "born", "client", "command_id", "raw", "slot", "write")
+    __slots__ = ("attempts", "barrier", "born", "client", "command_id", "concern", "raw", "slot", "write")
 
     @property
     def sticks(self) -> bool:
@@ -92,6 +129,8 @@ class Request:
         self.write = write
         self.attempts = 0
         """How often control sent it again.  Kept for control, which bounds it."""
+        self.concern = -1
+        """Class of write concern; -1: that of the client, or of the keys."""
         self.barrier = False
         """Its client stands behind it: control resumes the client when it is done."""
 
@@ -106,8 +145,13 @@ class Request:
         if frame[0] == MINUS and lane.watches(frame):
             lane.hold_back(self, frame)
             return at + 1
-        if self.write and self.client is not None:
-            self.client.wrote(lane)
+        client = self.client
+        if self.write and client is not None:
+            client.wrote(lane)
+            concern = self.concern if self.concern >= 0 else client.concern_of(self.raw)
+            if concern:
+                lane.hold(concern).add(self, 0, frame)
+                return at + 1
         lane.plane.tell(self.client, self.answer, frame)
         return at + 1
 
@@ -146,8 +190,10 @@ class Submitted(Request):
         write: bool,
         on_reply: Callable[[bytes], None],
         pinned: bool = False,
+        concern: int = -1,
     ) -> None:
         super().__init__(client, slot, command_id, raw, born, write)
+        self.concern = concern
         self.on_reply = on_reply
         self.pinned = pinned
 
@@ -162,10 +208,12 @@ class Submitted(Request):
 class Run:
     """Consecutive commands of one batch on one lane."""
 
-    __slots__ = ("batch", "indexes", "pos", "write")
+    __slots__ = ("batch", "concern", "indexes", "pos", "write")
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, concern: int = 0) -> None:
         self.batch = batch
+        self.concern = concern
+        """Of all its commands: their replies are kept back (see :class:`Hold`); 0: they are not."""
         self.indexes: list[int] = []
         self.pos = 0
         self.write = False
@@ -186,6 +234,7 @@ class Run:
         pos = self.pos
         end = min(len(frames), at + len(indexes) - pos)
         taken = 0
+        hold = lane.hold(self.concern) if self.concern else None
         for frame in frames[at:end]:
             index = indexes[pos]
             pos += 1
@@ -193,13 +242,17 @@ class Run:
                 self.pos = pos  # first, so that whoever is told finds the run as it is behind this reply
                 lane.hold_back(self.request(index, lane), frame)
                 continue
-            replies[index] = frame
+            if hold is None:
+                replies[index] = frame
+            else:
+                hold.add(batch, index, frame)
             taken += 1
         self.pos = pos
         if taken:
             if self.write:
                 batch.client.wrote(lane)
-            batch.answered(taken)
+            if hold is None:
+                batch.answered(taken)
         return end
 
     def request(self, index: int, lane: Lane) -> Place:

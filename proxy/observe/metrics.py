@@ -15,7 +15,14 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal, Protocol, TypedDict
 
-from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -42,7 +49,8 @@ class Counters(TypedDict, total=False):
       ``held`` commands held now; ``held_bytes`` now; ``holds`` commands ever held; ``hold_timeouts`` holds that ended
       in an error.
     Acks:
-      ``waits_open`` WAIT and WAITAOF being waited for now; ``ack_rounds`` rounds put to shards;
+      ``waits_open`` WAIT and WAITAOF being waited for now; ``concerns_open`` questions under way for writes whose
+      replies are kept back; ``ack_rounds`` rounds put to shards;
       ``acks_unconfirmed`` of them answered without a number, because a primary's life had ended.
     Topology:
       ``slot_map_version``; ``slots_covered`` slots with a primary, of 16384; ``discoveries``; ``discovery_failures``;
@@ -76,6 +84,7 @@ class Counters(TypedDict, total=False):
     holds: int
     hold_timeouts: int
     waits_open: int
+    concerns_open: int
     ack_rounds: int
     acks_unconfirmed: int
     slot_map_version: int
@@ -116,11 +125,14 @@ class ShardFigures(_ShardId, total=False):
 
 
 WaitCommand = Literal["wait", "waitaof"]
+ConcernResult = Literal["reached", "deadline", "passed", "refused", "unconfirmed"]
+"""``deadline`` and ``refused`` answered an error, ``passed`` the reply although one of the two was met."""
 WaitResult = Literal["reached", "deadline", "unblocked", "error", "gone"]
 """``reached`` as many as asked; ``deadline`` fewer, at the timeout; ``unblocked`` the incarnation ended; ``error``;
 ``gone`` the client left."""
 
 _WAIT_COMMANDS: Final[tuple[WaitCommand, ...]] = ("wait", "waitaof")
+_CONCERN_RESULTS: Final[tuple[ConcernResult, ...]] = ("reached", "deadline", "passed", "refused", "unconfirmed")
 _WAIT_RESULTS: Final[tuple[WaitResult, ...]] = ("reached", "deadline", "unblocked", "error", "gone")
 # From the fastest acknowledgment measured on loopback (0.3 ms) to the timeouts people give.
 _WAIT_BUCKETS: Final = (
@@ -149,6 +161,7 @@ _GAUGES: Final[tuple[tuple[str, str, str], ...]] = (
     ("held", "held_commands", "Commands held now, because their slots have no primary."),
     ("held_bytes", "held_bytes", "Bytes of requests held now."),
     ("waits_open", "waits_open", "WAIT and WAITAOF being waited for now."),
+    ("concerns_open", "concern_questions_open", "Questions under way for writes whose replies are kept back."),
     ("slot_map_version", "slot_map_version", "Version of the slot map; raised whenever it changes."),
     ("slots_covered", "slots_covered", "Slots that have a primary, of 16384."),
     ("ready", "ready", "1 when every slot has a primary that answers."),
@@ -245,6 +258,14 @@ class Metrics:
         ):  # present from the start at 0: a rate over a family that appears later misses its first events
             for result in _WAIT_RESULTS:
                 self._wait_seconds.labels(command, result)
+        self._concern_replies = Counter(
+            "ackgate_concern_replies",
+            "Replies to writes kept back for their acknowledgment (durability), by what became of it.",
+            ("result",),
+            registry=self.registry,
+        )
+        for concern_result in _CONCERN_RESULTS:
+            self._concern_replies.labels(concern_result)
         self.registry.register(_Build(codec, dataplane))
         self.registry.register(_Families(figures))
         ProcessCollector(registry=self.registry)
@@ -254,6 +275,10 @@ class Metrics:
     def observe_wait(self, command: WaitCommand, result: WaitResult, seconds: float) -> None:
         """Counts one finished WAIT or WAITAOF that took ``seconds``."""
         self._wait_seconds.labels(command, result).observe(seconds)
+
+    def observe_concern(self, result: ConcernResult, replies: int) -> None:
+        """Counts replies to writes that were kept back until they were acknowledged, or were not."""
+        self._concern_replies.labels(result).inc(replies)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """(body, content type) in the exposition format that the ``Accept`` header ``accept`` asks for."""

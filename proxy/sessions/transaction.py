@@ -74,6 +74,8 @@ class Transaction:
         self.displaced = False
         """The slot is not served where the lane goes: EXEC plays everything again."""
         self.write = False
+        self.concern = 0
+        """The class of write concern of what it writes: the first of those that ask for anything."""
         self.queued: list[bytes] = []
         self.queued_bytes = 0
         self.put_in: dict[int, bytes | None] = {}
@@ -132,7 +134,10 @@ class Transaction:
         if self.queued_bytes > self.plane.limits.query:  # the engine counts it to the query, too (networking.c)
             self.plane.refuse(self.session.client, "closing a client whose transaction exceeds the query limit")
             return
-        self.write = self.write or command.counts_as_write
+        if command.counts_as_write:
+            self.write = True
+            concerns = (self.concern, self.session.client.concern_of(request.raw))
+            self.concern = min((concern for concern in concerns if concern), default=0)
         if slot is not None:
             self._cross(slot)
         if self.lane is not None and self.lane.closed:
@@ -248,7 +253,7 @@ class Transaction:
             done.set()
 
         done = trio.Event()
-        self.plane.submit(lane, EXEC, replied, client=self.session.client, write=self.write, pinned=True)
+        self._send_exec(lane, replied)
 
         async def follow() -> None:
             await done.wait()
@@ -324,7 +329,7 @@ class Transaction:
             with self.plane.turn():
                 for raw in requests:
                     self._send(lane, raw, replied)
-                self.plane.submit(lane, EXEC, replied, client=self.session.client, write=self.write, pinned=True)
+                self._send_exec(lane, replied)
             await done.wait()
         finally:  # also when the client goes meanwhile
             lost = lane.closed
@@ -356,6 +361,11 @@ class Transaction:
 
     def _send(self, lane: Lane, raw: bytes, on_reply: Callable[[bytes], None]) -> None:
         self.plane.submit(lane, raw, on_reply, client=self.session.client, pinned=True)
+
+    def _send_exec(self, lane: Lane, on_reply: Callable[[bytes], None]) -> None:
+        self.plane.submit(
+            lane, EXEC, on_reply, client=self.session.client, write=self.write, pinned=True, concern=self.concern
+        )
 
     def _give_back(self, clean: bool) -> None:
         lane, self.lane = self.lane, None

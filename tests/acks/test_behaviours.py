@@ -281,6 +281,18 @@ def test_a_timeout_is_never_early_and_little_late_on_an_idle_server(timeout: int
     assert sorted(lateness)[1] <= side.late, lateness  # the median: this machine may have been busy with something else
 
 
+def test_even_the_shortest_timeout_tells_what_there_is(side: Side, session: Wire) -> None:
+    """However little time there was for a look."""
+    with side.replica.stopped():
+        for _ in range(10):
+            put(side, session)
+            assert session.call("WAITAOF", 1, 1, 1) == pair(1, 0)
+            assert session.call("WAIT", 1, 1) == integer(0)
+    assert session.call("WAITAOF", 1, 1, FOR_EVER) == pair(1, 1)
+    assert session.call("WAIT", 2, 1) == integer(1)
+    assert session.call("WAITAOF", 1, 2, 1) == pair(1, 1)
+
+
 @pytest.mark.parametrize("line", ["WAIT 1 0", "WAITAOF 0 1 0", "WAITAOF 1 1 0", "WAIT 1 4611686018427387904"])
 def test_for_ever_ends_with_the_acknowledgment(line: str, side: Side, session: Wire) -> None:
     with side.replica.stopped():
