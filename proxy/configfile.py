@@ -239,8 +239,11 @@ def _contradiction(message: str, key: str, line: int, lines: dict[str, int]) -> 
 
 
 def _value(node: yaml.Node, kind: Any, key: str, field: msgspec.structs.FieldInfo, faults: list[Fault]) -> Any:
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+    if _is_section(kind):
         return _section(node, kind, key, faults)
+    element = _element(kind)
+    if _is_section(element) and isinstance(node, yaml.SequenceNode):
+        return tuple(_section(item, element, f"{key}[{number}]", faults) for number, item in enumerate(node.value))
     try:
         value = _converted(node, kind)
         if _unit(kind) == ADDRESS or any(_unit(inner) == ADDRESS for inner in typing.get_args(kind)):
@@ -251,6 +254,10 @@ def _value(node: yaml.Node, kind: Any, key: str, field: msgspec.structs.FieldInf
         cure = f"write {_expected(kind)}{_default(field)}"
         faults.append(Fault(_line(node), key, f"{_shown(node)} is not allowed here", cure))
         return None
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _converted(node: yaml.Node, kind: Any) -> Any:
@@ -331,6 +338,8 @@ def _expected(kind: Any) -> str:
 
 
 def _expected_one(kind: Any) -> str:
+    if _is_section(kind):
+        return "a group of settings"
     bare, metas = _bare(kind), _metas(kind)
     low = next((meta.ge for meta in metas if meta.ge is not None), None)
     high = next((meta.le for meta in metas if meta.le is not None), None)

@@ -21,6 +21,8 @@ class Life(NamedTuple):
     """The history that it continued last: all zero for none."""
     end2: int = -1
     """``second_repl_offset``: the first byte of that history that it does not have."""
+    copying: bool = False
+    """``master_sync_in_progress``: it takes its primary's data in full, in place of its own."""
 
     @classmethod
     def read(cls, node_id: str, info: dict[str, str]) -> Life:
@@ -32,6 +34,7 @@ class Life(NamedTuple):
             info.get("master_replid", ""),
             info.get("master_replid2", NO_SECOND_ID),
             int(info.get("second_repl_offset", -1)),
+            info.get("master_sync_in_progress", "0") != "0",
         )
 
 
@@ -140,7 +143,7 @@ class Incarnations:
         node = self._heard.get(life.node_id)
         if node is None or not life.unsettled:
             return
-        if node.run_id != life.run_id or (node.role == "master" and node.replid != life.replid):
+        if node.run_id != life.run_id or node.copying or (node.role == "master" and node.replid != life.replid):
             self.end(life)
         elif node.replid != life.replid:  # it follows another history by now
             heir = next((each for each in self._by_node.values() if each.replid == node.replid), None)

@@ -21,7 +21,7 @@ RETRY = 0.05  # seconds before what could not be proved is tried again, while th
 LAST_LOOK = 0.02  # seconds behind the deadline for a last look, so that partial counts are the present ones
 GRACE = 0.06  # seconds behind the deadline to prove what was counted
 PROOF = 2.0  # seconds; a primary that does not answer that long proves nothing
-HANDOVER = 1.5  # seconds for which a primary that leads no more may take to show who carries its life on
+HANDOVER = 3.0  # seconds for which a primary that leads no more may take to show who carries its life on
 HANDOVER_LOOK = 0.02  # seconds between two looks meanwhile
 GONE = (
     b"-UNBLOCKED force unblock from blocking operation, the primary that took writes of this session "

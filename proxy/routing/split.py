@@ -25,6 +25,9 @@ MULTI_SHARD = b"multi_shard"
 # Options that make a write depend on keys of other parts: "all or none" cannot be kept over shards.
 CONDITIONS = frozenset({b"nx", b"xx"})
 
+UNCONFIRMED = b"-UNCONFIRMED "
+"""An error of the proxy's own: the part was written, and is not acknowledged as it should be."""
+
 SHOWN_KEYS = 16
 SHOWN_BYTES = 64
 """A partial failure names so many keys, each cut to so many bytes."""
@@ -56,7 +59,8 @@ class Split:
         """
         failed = [at for at, frame in enumerate(frames) if is_error(frame)]
         if failed and self.command.is_write:
-            return self._partial(frames, failed, unknown)
+            unwritten = [at for at in failed if not frames[at].startswith(UNCONFIRMED)]
+            return self._partial(frames, unwritten, unknown) if unwritten else frames[failed[0]]
         if failed:
             return frames[failed[0]]
         if self.command.response_policy is not None:

@@ -152,9 +152,9 @@ def test_a_killed_primary_takes_the_numbers_of_its_sessions_along(quick: Up) -> 
     naive = fan_out(quick)
     before = metric(quick, "ackgate_acks_unconfirmed_total")
     with ExitStack() as stack:
-        waiting, fsync, idle, reader = (stack.enter_context(Wire.to(quick.redis_url)) for _ in range(4))
+        waiting, fsync, idle, reader, multi, mute = (stack.enter_context(Wire.to(quick.redis_url)) for _ in range(6))
         with unreplicated(shard):
-            for session in (waiting, fsync, idle):
+            for session in (waiting, fsync, idle, multi, mute):
                 put(session, shard, "lost")
             naive_write(naive, shard)
             waiting.send("WAIT", 1, 0)
@@ -175,6 +175,15 @@ def test_a_killed_primary_takes_the_numbers_of_its_sessions_along(quick: Up) -> 
         assert unconfirmed(idle)
         assert metric(quick, "ackgate_acks_unconfirmed_total") == before + 3
         assert reader.call("GET", shard.key) == b"$-1\r\n", "and what stood behind is not run"
+        for words in (["MULTI"], ["WAIT", 1, 0], ["SET", shard.key, "behind"], ["EXEC"]):
+            multi.send(*words)
+        assert [multi.receive() for _ in range(3)] == [b"+OK\r\n", b"+QUEUED\r\n", b"+QUEUED\r\n"]
+        assert unconfirmed(multi)
+        mute.send("CLIENT", "REPLY", "OFF")
+        mute.send("WAIT", 1, 0)
+        mute.send("SET", shard.key, "behind")
+        assert mute.at_eof(), "without a word"
+        assert reader.call("GET", shard.key) == b"$-1\r\n", "nor is the transaction, nor what was not to be heard"
 
 
 def test_a_primary_that_hung_and_came_back_as_a_replica_has_no_numbers(quick: Up) -> None:

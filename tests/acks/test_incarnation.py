@@ -156,6 +156,17 @@ def test_a_promotion_that_left_a_write_behind_carries_nothing_on(start: Start) -
     assert former.lost and former.present is former
 
 
+def test_a_former_primary_that_begins_to_copy_its_successor_proves_nothing() -> None:
+    lives = Incarnations()
+    led = Life("p", "run", "master", "1" * 40, NO_SECOND_ID)
+    former = lives.observe(led)
+    assert former is not None
+    lives.observe(led._replace(role="slave"))
+    assert former.unsettled
+    lives.observe(led._replace(role="slave", copying=True))
+    assert former.lost
+
+
 def test_a_switchover_that_nobody_saw_carries_nothing_on(start: Start) -> None:
     primary, replica = pair(start)
     lives = Incarnations()
@@ -188,9 +199,14 @@ def test_only_the_whole_proof_counts(wrong: str) -> None:
     lives = Incarnations()
     former = lives.observe(Life("p", "run", "master", one, NO_SECOND_ID))
     assert former is not None
-    successor = Life("q", "run q", "master", two, one, 100)
-    changed = {"id": ("replid", other), "end": ("end2", 99), "history": ("replid2", other), "role": ("role", "slave")}
-    lives.observe(successor._replace(**dict([changed[wrong]])))
+    right = Life("q", "run q", "master", two, one, 100)
+    wrongs = {
+        "id": right._replace(replid=other),
+        "end": right._replace(end2=99),
+        "history": right._replace(replid2=other),
+        "role": right._replace(role="slave"),
+    }
+    lives.observe(wrongs[wrong])
     lives.observe(Life("p", "run", "slave", two, one, 100))
     assert former.unsettled and former.heir is None
 

@@ -1,8 +1,9 @@
 """How fast the proxy is, next to others, on this machine: ``make bench``, ``make profile WORKLOAD=...``.
 
-What lives here: starting the proxies that are compared (``targets``), what they are asked to do (``workloads``), the
-clients that ask it (``load``, ``mixed``, ``idle``), what is read of the processes meanwhile (``measure``), the rounds
-(``rounds``), what comes of them (``report``) and where the proxy spends its time (``profile``).
+What lives here: the proxies that are compared (``fleet``, ``targets``), what they are asked to do (``workloads``), the
+clients that ask it (``load``, ``mixed``, ``idle``; for acknowledgments ``acks``, ``pairs``), what is read of the
+processes meanwhile (``measure``), the rounds (``rounds``, ``samples``), what comes of them (``report``) and where the
+proxy spends its time (``profile``).
 What may not: tests (pytest collects nothing here), or anything the product would have to know about. Ackgate is started
 by its own commands and looked at from outside, like every other target.
 

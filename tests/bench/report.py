@@ -443,11 +443,11 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def _draw(report: Report, path: Path) -> bool:
     try:
-        import matplotlib as mpl
+        import matplotlib as mpl  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         return False
     mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot as plt  # type: ignore[import-not-found, unused-ignore]
 
     groups = [workloads for _, _, workloads, _ in _tables(report)]
     widths = [4 + 1.1 * len(workloads) for workloads in groups]

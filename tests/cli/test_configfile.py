@@ -70,6 +70,28 @@ def test_every_setting_of_the_examples_is_commented(name: str) -> None:
     assert [line for line in bare if not line.rstrip().endswith(":")] == []
 
 
+def test_rules_of_durability_are_a_list_of_groups(tmp_path: Path) -> None:
+    found = accepted(tmp_path, "durability: [{prefix: 'order:', fsync: both, timeout: 500ms}, {replicas: 1}]\n")
+    one, other = found.durability
+    assert (one.prefix, one.fsync, one.timeout, one.replicas) == ("order:", "both", 0.5, 0)
+    assert (other.user, other.prefix, other.replicas, other.on_timeout) == (None, None, 1, "error")
+
+
+@pytest.mark.parametrize(
+    ("rules", "key", "cure"),
+    [
+        ("[{fsync: sometimes}]", "durability[0].fsync", "one of none, local, replica, both"),
+        ("[{replicas: 1}, {replica: 1}]", "durability[1].replica", "did you mean replicas?"),
+        ("[{timeout: 0}]", "durability[0].timeout", "a duration"),
+        ("[fast]", "durability[0]", "write its settings below it"),
+        ("{replicas: 1}", "durability", "a list of which each is a group of settings"),
+    ],
+)
+def test_a_fault_in_a_rule_names_the_rule(tmp_path: Path, rules: str, key: str, cure: str) -> None:
+    (fault,) = faults(tmp_path, f"{SEEDS}durability: {rules}\n")
+    assert (fault.key, cure in fault.cure) == (key, True), fault
+
+
 def test_the_kind_of_a_file_is_recognised(tmp_path: Path) -> None:
     assert isinstance(load_any(CONFIG / "proxy.yaml"), ProxySettings)
     assert isinstance(load_any(CONFIG / "local.yaml"), LocalSettings)

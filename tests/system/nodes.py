@@ -73,7 +73,7 @@ def shards_of(running: Up) -> list[Shard]:
 
 def metric(running: Up, name: str) -> float:
     with urllib.request.urlopen(f"{running.admin_url}/metrics", timeout=10) as answer:
-        return float(re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)[1])  # type: ignore[index]
+        return float(re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.MULTILINE)[1])  # type: ignore[index]
 
 
 def configured(tmp_path: Path, text: str, *args: str) -> Any:
