@@ -7,6 +7,7 @@ reached without a look-up.
 from __future__ import annotations
 
 import select
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +71,11 @@ class Plane:
     def __init__(self, control: Control, limits: Limits, watched: tuple[bytes, ...], now: float) -> None:
         self.control = control
         self.limits = limits
-        self.max_query = limits.query
-        self.max_commands = limits.outstanding_commands
-        self.max_bytes = limits.outstanding_bytes
-        self.max_output = limits.output
+        # A bound beyond what a compiled field holds is none.
+        self.max_query = min(limits.query, sys.maxsize)
+        self.max_commands = min(limits.outstanding_commands, sys.maxsize)
+        self.max_bytes = min(limits.outstanding_bytes, sys.maxsize)
+        self.max_output = min(limits.output, sys.maxsize)
         self.watched = watched
         self.counters = Counters()
         self.now = now

@@ -20,14 +20,14 @@ from tests.harness import Up, until, up
 class Server:
     """A plain server process, to be started again on its data if need be."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, binary: Path | None = None) -> None:
         folder.mkdir(parents=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         own = ["--port", str(self.port), "--dir", str(folder), "--logfile", str(folder / "log")]
         common = ["--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0"]
-        self.words = [str(get_binary_path()), *own, *common, *options]
+        self.words = [str(binary or get_binary_path()), *own, *common, *options]
         self.client = redis.Redis(port=self.port, decode_responses=True)
         self.start()
 
@@ -54,8 +54,8 @@ class Server:
 def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def started(*options: str) -> Server:
-        servers.append(Server(tmp_path / str(len(servers)), *options))
+    def started(*options: str, binary: Path | None = None) -> Server:
+        servers.append(Server(tmp_path / str(len(servers)), *options, binary=binary))
         return servers[-1]
 
     yield started

@@ -100,8 +100,8 @@ def test_who_leaves_leaves_nothing_behind(side: Ackgate) -> None:
         with side.session() as leaving:
             leaving.send("SET", key(side, "any:"), "1")
             until_held(side)
-        until(lambda: side.metric("ackgate_clients_open") == 0, "the client is gone")
     until_held(side, 0)
+    until(lambda: side.metric("ackgate_clients_open") == 0, "the client is gone")
 
 
 def test_a_wait_behind_a_held_write_comes_behind_it(side: Ackgate, session: Wire) -> None:

