@@ -27,6 +27,9 @@ MARKER_LANES = 4
 """Connections that may each hold one WAITAOF round; with the two of WAIT, six ack lanes a shard."""
 POLL_FIRST = 0.0002  # seconds; acknowledgments take 0.3 ms on a quiet link
 POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
+MANY = 8  # waiters of one round from which on the next one gathers more of them before it begins
+GATHER_EACH = 0.00005  # seconds for each of them; a round costs as much for one as for many
+GATHER_LONGEST = 0.003
 RETRY = 0.05  # seconds between attempts to reach a shard's primary
 RAISE_AFTER = 0.02  # seconds for which a marker stands before the same lane carries another
 WITHOUT_AOF = "appendonly is disabled"
@@ -212,6 +215,8 @@ class ShardRounds:
             if unsampled or trio.current_time() - primary.kicked >= KICK_AGAIN:
                 await self._kick(primary)
                 delay = POLL_FIRST
+                if len(unsampled) >= MANY:
+                    await trio.sleep(min(len(unsampled) * GATHER_EACH, GATHER_LONGEST))
                 continue
             with trio.move_on_after(delay):
                 await self._poke.wait()

@@ -241,6 +241,8 @@ class Run:
             if frame[0] == MINUS and lane.watches(frame):
                 self.pos = pos  # first, so that whoever is told finds the run as it is behind this reply
                 lane.hold_back(self.request(index, lane), frame)
+                if lane.closed:
+                    break  # what comes behind was reported as lost
                 continue
             if hold is None:
                 replies[index] = frame

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from proxy.codec import key_slot
-from tests.acks.naive import Naive
+from tests.acks.naive import Naive, Refused
 from tests.system.wire import Closed, Wire
 
 BATCH = 8  # writes before each WAIT
@@ -162,7 +162,7 @@ class NaiveClient(Client):
                     self.ledger.waits["reached"] += 1
                     self.confirmed()
                     return
-            except (AssertionError, OSError, ValueError):
+            except (Refused, OSError, ValueError):
                 time.sleep(PACE_S)  # a primary that does not answer, or is none any more
         self.ledger.waits["deadline"] += 1
         self.give_up()

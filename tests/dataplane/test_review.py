@@ -209,6 +209,20 @@ def test_a_lane_lost_while_control_deals_with_a_redirection_tells_only_what_had_
     client.expect(OK + OK)
 
 
+def test_what_is_told_as_lost_is_not_answered_by_a_reply_that_was_read_already(bench: Bench) -> None:
+    shard = bench.shards()[0]
+    client = bench.client()
+    bench.notes.on_held_back = lambda held: held.lane.lose("control has heard enough")
+    client.send(get(0) * 3)
+    shard.expect(get(0) * 3)
+    shard.send(number(1) + b"-MOVED 1 a:1\r\n" + number(3))
+    bench.spin(lambda: bench.notes.down)
+    (lost,) = bench.notes.down[0].lost
+    bench.plane.answer(bench.notes.held[0].request, number(2))
+    bench.plane.answer(lost.request, number(4))
+    client.expect(numbers([1, 2, 4]))
+
+
 def test_control_that_fails_when_a_client_goes_stops_nobody(make: Callable[..., Bench]) -> None:
     bench = make()
     shard = bench.shards()[0]

@@ -6,8 +6,7 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 
 from tests.harness import Up, until
 from tests.system.load import tag
-from tests.system.nodes import Shard, configured, metric, migrate, promote, shards_of, unconfirmed
+from tests.system.nodes import Shard, configured, metric, migrate, shards_of, unconfirmed
 from tests.system.wire import Wire
 
 ACK_LANES = 8  # connections that a shard may see for acknowledgments, at the most
@@ -55,26 +54,6 @@ def put(session: Wire, *shards: Shard) -> None:
         assert session.call("SET", shard.key, "value") == b"+OK\r\n"
 
 
-# ---- words ---------------------------------------------------------------------------------------------------------
-
-
-def test_calls_are_refused_in_the_engines_words(session: Wire, direct: int) -> None:
-    calls = ["WAIT", "WAIT 1", "WAIT 1 0 0", "WAIT a 0", "WAIT 1 a", "WAIT x y", "WAIT 1 -1", f"WAIT 1 {(1 << 63) - 1}"]
-    calls += ["WAITAOF", "WAITAOF 1 0", "WAITAOF 1 0 0 0", "WAITAOF 2 0 0", "WAITAOF a 0 0", "WAITAOF 0 -1 0"]
-    calls += ["WAITAOF 0 x 0", "WAITAOF 0 0 -1", "WAITAOF 0 0 x"]
-    with Wire("127.0.0.1", direct) as engine:
-        for call in calls:
-            assert session.call(*call.split()) == engine.call(*call.split()), call
-
-
-@pytest.mark.parametrize("protocol", [2, 3])
-def test_replies_have_the_engines_form_in_both_protocols(protocol: int, session: Wire, shards: list[Shard]) -> None:
-    session.call("HELLO", protocol)
-    put(session, *shards)
-    assert session.call("WAIT", 1, 0) == b":1\r\n"
-    assert session.call("WAITAOF", 1, 1, 0) == b"*2\r\n:1\r\n:1\r\n"
-
-
 # ---- counts --------------------------------------------------------------------------------------------------------
 
 
@@ -89,54 +68,6 @@ def test_every_shard_is_asked_and_the_least_answered(cluster: Up, session: Wire,
         assert other.call("WAITAOF", 1, 1, 0) == b"*2\r\n:1\r\n:1\r\n"
     assert session.call("WAIT", 1, 0) == b":1\r\n"
     assert session.call("WAITAOF", 1, 1, 0) == b"*2\r\n:1\r\n:1\r\n"
-
-
-def test_a_session_that_wrote_nothing_counts_the_replicas(session: Wire, shards: list[Shard]) -> None:
-    with shards[0].replica.stopped():
-        session.call("GET", shards[0].key)
-        assert session.call("WAIT", 1, 0) == b":1\r\n"
-        assert session.call("WAITAOF", 1, 1, 0) == b"*2\r\n:1\r\n:1\r\n"
-
-
-def test_who_asks_for_nothing_never_blocks(session: Wire, shards: list[Shard]) -> None:
-    with shards[0].replica.stopped():
-        put(session, shards[0])
-        assert session.call("WAIT", 0, 0) == b":0\r\n"
-        assert session.call("WAIT", -1, 0) == b":0\r\n"
-        assert session.call("WAITAOF", 0, 0, 0) == b"*2\r\n:1\r\n:0\r\n"
-
-
-def test_what_was_acknowledged_once_is_told_again_at_once(session: Wire, shards: list[Shard]) -> None:
-    put(session, shards[0])
-    assert session.call("WAIT", 1, 0) == b":1\r\n"
-    assert session.call("WAITAOF", 1, 1, 0) == b"*2\r\n:1\r\n:1\r\n"
-    with shards[0].replica.stopped():
-        put(Wire.to(f"redis://{shards[0].primary.host}:{shards[0].primary.port}"), shards[0])  # somebody else's
-        assert session.call("WAIT", 1, 0) == b":1\r\n"
-        assert session.call("WAITAOF", 1, 1, 0) == b"*2\r\n:1\r\n:1\r\n"
-        put(session, shards[0])
-        assert session.call("WAIT", 1, 50) == b":0\r\n"
-        assert session.call("WAITAOF", 1, 1, 50) == b"*2\r\n:1\r\n:0\r\n"
-
-
-@pytest.mark.parametrize("what", ["SETNX", "MULTI", "EVAL", "failed script", "split", "everywhere", "large"])
-def test_every_way_to_write_counts(what: str, session: Wire, shards: list[Shard]) -> None:
-    first, second, _ = shards
-    ways: dict[str, list[list[bytes | str | int]]] = {
-        "SETNX": [["SETNX", first.key + "n", 1]],
-        "MULTI": [["MULTI"], ["INCR", first.key + "i"], ["EXEC"]],
-        "EVAL": [["EVAL", "return redis.call('SET', KEYS[1], 1)", 1, first.key]],
-        "failed script": [["EVAL", "redis.call('SET', KEYS[1], 1) error({err = 'READONLY mine'})", 1, first.key]],
-        "split": [["MSET", second.key, 1, first.key, 1]],
-        "everywhere": [["FLUSHALL"]],
-        "large": [["SET", first.key + "l", b"x" * (2 << 20)]],
-    }
-    with first.replica.stopped():
-        replies = session.pipeline(ways[what])
-        assert what == "failed script" or not any(reply.startswith(b"-") for reply in replies), replies
-        assert session.call("WAIT", 1, 100) == b":0\r\n"
-        assert session.call("WAITAOF", 0, 1, 100) in (b"*2\r\n:1\r\n:0\r\n", b"*2\r\n:0\r\n:0\r\n")
-    assert session.call("WAIT", 1, 0) == b":1\r\n"
 
 
 def test_a_script_that_words_its_error_like_the_engine_runs_once(session: Wire, shards: list[Shard]) -> None:
@@ -172,29 +103,6 @@ def test_no_number_is_given_to_one_session_for_anothers_look(cluster: Up, shards
 
 
 # ---- order and time ------------------------------------------------------------------------------------------------
-
-
-def test_commands_behind_a_wait_run_behind_it(cluster: Up, session: Wire, shards: list[Shard]) -> None:
-    shard = shards[0]
-    behind = shard.key + "behind"
-    with Wire.to(cluster.redis_url) as other:
-        other.call("DEL", behind)
-        with shard.replica.stopped():
-            for request in (["SET", shard.key, 1], ["WAIT", 1, 0], ["SET", behind, 2], ["GET", behind]):
-                session.send(*request)
-            until(lambda: metric(cluster, "ackgate_waits_open") == 1, "it waits")
-            assert other.call("GET", behind) == b"$-1\r\n"
-        assert [session.receive() for _ in range(4)] == [b"+OK\r\n", b":1\r\n", b"+OK\r\n", b"$1\r\n2\r\n"]
-
-
-@pytest.mark.parametrize("timeout", [1, 20, 130])
-def test_a_deadline_is_never_early(timeout: int, session: Wire, shards: list[Shard]) -> None:
-    with shards[0].replica.stopped():
-        put(session, shards[0])
-        for call in (["WAIT", 1, timeout], ["WAITAOF", 1, 1, timeout], ["WAIT", 5, timeout]):
-            start = time.monotonic()
-            session.call(*call)
-            assert time.monotonic() - start >= timeout / 1000
 
 
 @pytest.mark.parametrize("end", ["close", "half-close", "reset"])
@@ -275,22 +183,6 @@ def test_a_shard_without_aof_refuses_in_the_engines_words(session: Wire, shards:
         assert session.call("WAIT", 1, 0) == b":1\r\n"
 
 
-def test_an_aof_that_is_switched_off_ends_the_wait_for_it(cluster: Up, session: Wire, shards: list[Shard]) -> None:
-    with shards[0].replica.stopped():
-        put(session, shards[0])
-        session.send("WAITAOF", 1, 1, 0)
-        until(lambda: metric(cluster, "ackgate_waits_open") == 1, "it waits")
-        with shards[0].primary.set("appendonly", "no"):
-            assert session.receive() == NO_AOF
-
-
-def test_a_replica_without_aof_never_counts(session: Wire, shards: list[Shard]) -> None:
-    with shards[0].replica.set("appendonly", "no"):
-        put(session, shards[0])
-        assert session.call("WAITAOF", 1, 1, 150) == b"*2\r\n:1\r\n:0\r\n"
-        assert session.call("WAIT", 1, 0) == b":1\r\n"
-
-
 # ---- slots that move -----------------------------------------------------------------------------------------------
 
 
@@ -343,43 +235,11 @@ def test_a_write_on_its_way_to_another_shard_waits_for_both(cluster: Up, session
 # ---- lives ---------------------------------------------------------------------------------------------------------
 
 
-def numbered(running: Up, shard: Shard) -> Callable[[], bool]:
-    """Whether a new session gets its number."""
-
-    def looks() -> bool:
-        with Wire.to(running.redis_url) as session:
-            if session.call("SET", shard.key, "value") != b"+OK\r\n":
-                return False
-            return session.call("WAIT", 1, 200) == b":1\r\n"
-
-    return looks
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """Its nodes fail over quickly; the proxy looks at them seldom, so that it has to see by itself what happened."""
-    text = "cluster: {node_timeout_ms: 1000}\nproxy: {timeouts: {probe_interval: 60s}}"
-    with configured(tmp_path_factory.mktemp("lives"), text) as running:
-        yield running
-
-
 def test_a_connection_that_was_cut_behind_the_write_costs_no_number(session: Wire, shards: list[Shard]) -> None:
     put(session, shards[0])
     shards[0].primary.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     assert session.call("WAIT", 1, 0) == b":1\r\n"
     assert session.call("WAITAOF", 1, 1, 0) == b"*2\r\n:1\r\n:1\r\n"
-
-
-def test_two_failovers_that_nobody_saw_confirm_nothing_of_before(quick: Up) -> None:
-    shard = shards_of(quick)[0]
-    until(numbered(quick, shard), "all is well")
-    with Wire.to(quick.redis_url) as session:
-        put(session, shard)
-        promote(shard.replica)
-        promote(shard.primary)
-        session.send("WAIT", 1, 0)
-        assert unconfirmed(session)
-    until(numbered(quick, shard), "new sessions get numbers")
 
 
 def test_a_primary_that_came_back_empty_confirms_nothing_of_before(tmp_path: Path) -> None:

@@ -353,7 +353,8 @@ def test_what_may_not_or_cannot_pass_gets_an_error_that_names_it(wire: Wire, lin
     "line",
     [
         *("SCAN 0", "DBSIZE", "KEYS *", "FLUSHALL", "RANDOMKEY", "INFO", "SELECT 1"),
-        *("HELLO 3", "SCRIPT LOAD x", "CONFIG SET save x", "CLIENT ID", "CLIENT UNBLOCK 1", "AUTH x", "FUNCTION FLUSH", "READONLY"),
+        *("HELLO 3", "SCRIPT LOAD x", "CONFIG SET save x", "CLIENT ID", "AUTH x", "FUNCTION FLUSH", "READONLY"),
+        "CLIENT UNBLOCK 1",
     ],
 )
 def test_in_multi_what_one_shard_cannot_answer_alone_is_refused(wire: Wire, line: str) -> None:
