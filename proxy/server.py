@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import math
 import os
 import platform
@@ -44,9 +43,6 @@ ACCEPT_AGAIN = 0.1  # seconds without accepting after the process ran out of des
 SAY_AGAIN = 60.0  # seconds before it is said again that it has run out of them
 READY_LOOK = 0.02  # seconds between two looks whether every shard answers, while starting
 SPARE_FILES = 1024  # descriptors kept for lanes, control connections, logs and the admin port
-YOUNG_OBJECTS = 20_000
-"""Objects made between two looks for cycles. What a command makes is gone with its reply, without a cycle; with the
-700 of the default, the looks at all that waits are a tenth of the CPU where many wait."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEPT_MEMORY = 32 << 20  # bytes free at the end of the heap above which they are given back
 LARGE_VALUE = 4 << 20  # bytes in one piece that are given back at once
@@ -121,8 +117,8 @@ class Server:
             [_rule(rule) for rule in settings.durability],
             self.acks,
             self.waits.crowd,
+            self.plane,
             keys_of=lambda raw: self.router.keys(raw),
-            release=self.plane.release,
             observe=self.metrics.observe_concern,
         )
         self.plane.concern_of = lambda client, raw: self.concerns.of_write(client.session.identity.user, raw)
@@ -148,7 +144,6 @@ class Server:
         """Serve until cancelled.  Started when the port is bound; clients are accepted once the cluster is known."""
         self._raise_file_limit()
         _keep_freed_memory()
-        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         listener = _listen(self.settings)
         self.address = listener.getsockname()[:2]
         try:
@@ -156,6 +151,7 @@ class Server:
                 for task in (self._turn, self.cluster.run, self.lanes.run, self.redirects.run, self.acks.run):
                     nursery.start_soon(task)
                 nursery.start_soon(self.waits.crowd.run)
+                nursery.start_soon(self.concerns.run)
                 nursery.start_soon(self.router.run)
                 nursery.start_soon(self._begin_accepting, listener)
                 nursery.start_soon(self._resume_accepting)
@@ -185,7 +181,7 @@ class Server:
                 busy = self.plane.run_once()
                 self.redirects.flush()
                 if self.plane.holds:
-                    self.concerns.take(self.plane.take_holds())
+                    self.concerns.sweep()
                 if not busy:
                     break
 

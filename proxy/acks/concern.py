@@ -1,27 +1,33 @@
 """Write concern: replies to writes, kept back until the writes are acknowledged as the configuration asks.
 
 The client knows nothing of it: its reply comes later, or an error in its place.  The data plane keeps the replies, one
-``Hold`` for each lane, class and turn; for a hold one question is put to its shard, like the WAIT of a session that
-wrote just that.  So every rule of WAIT holds here, and every number rides on the same rounds.
+``Hold`` for each lane and class; for a hold one question is put to its shard, like the WAIT of a session that wrote
+just that.  So every rule of WAIT holds here, and every number rides on the same rounds.  While a question is under
+way, what comes behind it is the next hold: so there are few questions, however many write.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
+
+import trio
 
 from proxy.acks.arguments import Asked
 from proxy.acks.crowd import Crowd
 from proxy.acks.incarnation import Stamp
 from proxy.acks.wait import Acks, Memory
 from proxy.codec.reply import elements, error, integer_value, is_error
-from proxy.dataplane import Hold
+from proxy.dataplane import DataPlane, Hold
 from proxy.observe.metrics import ConcernResult
 
 Fsync = Literal["none", "local", "replica", "both"]
 UNCONFIRMED = b"-UNCONFIRMED applied, but the primary that took it is no longer in charge: outcome unknown\r\n"
+PATIENCE = 0.005  # seconds for which replies are gathered behind a question that is under way
 DEPENDS = -1
 """Stands for a class that depends on the keys."""
 
@@ -84,14 +90,14 @@ class _Wrote:
     __slots__ = ("writes",)
 
     def __init__(self, hold: Hold) -> None:
-        self.writes: dict[int, list[Stamp]] = {hold.shard: [hold.stamp, hold.stamp]}
+        self.writes: dict[int, list[Stamp]] = {hold.shard: [hold.first, hold.last]}
 
 
 class Concerns:
     """The rules, and the holds under way.
 
     A class is the number of a rule, from 1 on.  ``keys_of(raw)`` are the keys of a request;
-    ``release(hold, failure)`` passes replies on; ``observe(result, replies)`` is told what became of a hold.
+    ``observe(result, replies)`` is told what became of a hold.
     """
 
     def __init__(
@@ -99,9 +105,9 @@ class Concerns:
         rules: Sequence[Rule],
         acks: Acks,
         crowd: Crowd,
+        plane: DataPlane,
         *,
         keys_of: Callable[[bytes], Sequence[bytes]],
-        release: Callable[[Hold, bytes | None], None],
         observe: Callable[[ConcernResult, int], None],
     ) -> None:
         self.rules = tuple(rules)
@@ -110,7 +116,10 @@ class Concerns:
         self._acks = acks
         self._crowd = crowd
         self._keys_of = keys_of
-        self._release = release
+        self._plane = plane
+        self._busy: set[tuple[int, int]] = set()
+        """(shard, class) of questions that were put less than PATIENCE ago."""
+        self._kept = trio.Event()
         self._observe = observe
         self._questions = [rule.concern.questions() for rule in self.rules]
 
@@ -142,10 +151,26 @@ class Concerns:
         return self.rules.index(rule) + 1 if rule.concern.asks else 0
 
     # -- what becomes of what is held -----------------------------------------------------------------
-    def take(self, holds: Sequence[Hold]) -> None:
-        """See to it that each hold is released."""
-        for hold in holds:
+    async def run(self) -> None:
+        """See to it that no hold is kept open for longer than PATIENCE; for ever."""
+        while True:
+            await self._kept.wait()
+            self._kept = trio.Event()
+            while self._plane.holds:
+                await trio.sleep(PATIENCE)
+                self.sweep(patience=PATIENCE)
+
+    def sweep(self, patience: float = math.inf) -> None:
+        """Ask for the open holds, but for those behind a question of their kind; for these, too, after ``patience``."""
+        oldest = time.monotonic() - patience
+        for hold in list(self._plane.holds):
+            kind = hold.shard, hold.concern
+            if kind in self._busy and hold.born > oldest:
+                self._kept.set()
+                continue
+            self._plane.take_hold(hold)
             if len(hold):
+                self._busy.add(kind)
                 _Held(self, hold, self._questions[hold.concern - 1])
 
     def ask(self, writer: _Wrote, asked: Asked, shard: int, done: Callable[[bytes | None], None]) -> None:
@@ -155,7 +180,10 @@ class Concerns:
 
     def finish(self, hold: Hold, failure: bytes | None, result: ConcernResult) -> None:
         self._observe(result, len(hold))
-        self._release(hold, failure)
+        self._plane.release(hold, failure)
+        self._busy.discard((hold.shard, hold.concern))
+        if self._plane.holds:
+            self.sweep()
 
 
 class _Held:

@@ -27,9 +27,9 @@ MARKER_LANES = 4
 """Connections that may each hold one WAITAOF round; with the two of WAIT, six ack lanes a shard."""
 POLL_FIRST = 0.0002  # seconds; acknowledgments take 0.3 ms on a quiet link
 POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
-MANY = 8  # waiters of one round from which on the next one gathers more of them before it begins
-GATHER_EACH = 0.00005  # seconds for each of them; a round costs as much for one as for many
-GATHER_LONGEST = 0.003
+EXPECTED_LONGEST = 0.004  # seconds for which acknowledgments are awaited at most before they are looked for
+EARLY = 0.7  # part of the usual time after which they are
+INERTIA = 0.8  # weight of the past in what is usual
 RETRY = 0.05  # seconds between attempts to reach a shard's primary
 RAISE_AFTER = 0.02  # seconds for which a marker stands before the same lane carries another
 WITHOUT_AOF = "appendonly is disabled"
@@ -92,6 +92,10 @@ class ShardRounds:
         self._fsync_poke = trio.Event()
         self._fsync_looked = trio.Event()
         self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
+        self._asked: tuple[int, float] | None = None
+        """The offset that was last asked for, and when."""
+        self._usual = POLL_FIRST
+        """Seconds from the asking to the acknowledgment."""
         self._kicking = trio.Lock()
         self._verify = Shared(self._read_verdict)
         self._verify_fsync = Shared(self._read_fsync_verdict)
@@ -207,6 +211,7 @@ class ShardRounds:
             if unsampled:
                 self._samples.append((tick, offset))
                 self._waiting.sampled(unsampled, offset)
+            self._learn(acknowledged)
             self._waiting.release(acknowledged)
             self._looked.set()
             self._looked = trio.Event()
@@ -215,12 +220,21 @@ class ShardRounds:
             if unsampled or trio.current_time() - primary.kicked >= KICK_AGAIN:
                 await self._kick(primary)
                 delay = POLL_FIRST
-                if len(unsampled) >= MANY:
-                    await trio.sleep(min(len(unsampled) * GATHER_EACH, GATHER_LONGEST))
+                self._asked = offset, trio.current_time()
+                # To look at once would find nothing: a look costs as much as what it saves. Who comes meanwhile has
+                # the next round, together with all who do.
+                await trio.sleep(self._usual * EARLY)
                 continue
             with trio.move_on_after(delay):
                 await self._poke.wait()
             delay = min(delay * 2, POLL_LONGEST)
+
+    def _learn(self, acknowledged: list[int]) -> None:
+        """How long acknowledgments take here."""
+        if self._asked is not None and acknowledged and max(acknowledged) >= self._asked[0]:
+            took = min(trio.current_time() - self._asked[1], EXPECTED_LONGEST)
+            self._usual = INERTIA * self._usual + (1 - INERTIA) * took
+            self._asked = None
 
     @contextmanager
     def _ending(self, primary: Primary) -> Iterator[None]:

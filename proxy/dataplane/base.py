@@ -88,7 +88,7 @@ class Plane:
         self.dirty_clients: list[Client] = []
         self.ready: list[Client] = []
         self.holds: list[Hold] = []
-        """Open ones: control takes them (``take_holds``) after each turn."""
+        """Open ones: control takes each (``take_hold``), after the turn in which it was opened or later."""
         self.concern_of: ConcernOf = _no_concern
 
 

@@ -111,11 +111,12 @@ class Lane(Handler):
         self.plane.tell(request.client, self.plane.control.held_back, request, self, frame)
 
     def hold(self, concern: int) -> Hold:
-        """Where replies of this class are kept; a new one if the last was taken, or is of another class or stamp."""
+        """Where replies of this class are kept; a new one if the last was taken, or is of another class."""
         hold = self.open_hold
-        if hold is None or hold.lane is None or hold.concern != concern or hold.stamp is not self.stamp:
+        if hold is None or hold.lane is None or hold.concern != concern:
             hold = self.open_hold = Hold(self, concern)
             self.plane.holds.append(hold)
+        hold.last = self.stamp
         return hold
 
     def is_write(self, command_id: int) -> bool:

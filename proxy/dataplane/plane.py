@@ -252,12 +252,10 @@ class DataPlane(Plane):
         client.lanes = lanes
         client.concern = concern
 
-    def take_holds(self) -> list[Hold]:
-        """The replies to writes that were kept back since the last call: control releases each (``release``)."""
-        holds, self.holds = self.holds, []
-        for hold in holds:
-            hold.lane = None
-        return holds
+    def take_hold(self, hold: Hold) -> None:
+        """Nothing more is added to one of ``holds``: control will release it (``release``)."""
+        hold.lane = None
+        self.holds.remove(hold)
 
     def release(self, hold: Hold, failure: bytes | None = None) -> None:
         """Pass on what was kept back; ``failure``, an error frame, instead of every reply that claims success."""

@@ -19,9 +19,11 @@ cdef class Batch:
 
 cdef class Hold:
     cdef public object lane
-    cdef public object stamp
+    cdef public object first
+    cdef public object last
     cdef public int shard
     cdef public int concern
+    cdef public double born
     cdef list _places
     cdef list _indexes
     cdef list _frames

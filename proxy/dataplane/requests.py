@@ -74,17 +74,18 @@ class Joined(Batch):
 
 
 class Hold:
-    """Replies to writes kept back until the writes are acknowledged: those of one class of concern, on one lane,
-    within one turn.
-    """
+    """Replies to writes kept back until the writes are acknowledged: those of one class of concern, on one lane."""
 
-    __slots__ = ("_frames", "_indexes", "_places", "concern", "lane", "shard", "stamp")
+    __slots__ = ("_frames", "_indexes", "_places", "born", "concern", "first", "lane", "last", "shard")
 
     def __init__(self, lane: Lane, concern: int) -> None:
         self.lane: Lane | None = lane
         """The lane on which more may come; None once control has taken it."""
         self.shard = lane.shard
-        self.stamp = lane.stamp
+        self.first = lane.stamp
+        """The stamp of the first reply."""
+        self.last = lane.stamp
+        self.born = lane.plane.now
         self.concern = concern
         self._places: list[Batch | Request] = []
         self._indexes: list[int] = []

@@ -233,8 +233,8 @@ def concerns(*rules: Rule) -> Concerns:
         rules,
         None,  # type: ignore[arg-type]
         None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
         keys_of=lambda raw: raw.split(),
-        release=lambda hold, failure: None,
         observe=lambda result, count: None,
     )
 
