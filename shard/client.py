@@ -187,10 +187,14 @@ class ControlConnection:
 
         Raises ``ConnectionLost``.
         """
-        data = encode_command(args)
+        await self.send_times(1, *args, timeout=timeout)
+
+    async def send_times(self, times: int, *args: Arg, timeout: float | None = None) -> None:
+        """As ``send``, the same command so many times in one write."""
+        data = encode_command(args) * times
         async with self._call_lock:
             with self._bounded(timeout):
-                self._pending += 1
+                self._pending += times
                 await self._write(data)
 
     async def receive(self, timeout: float | None = None) -> Any:
@@ -208,6 +212,14 @@ class ControlConnection:
         if isinstance(reply, ReplyError):
             raise reply
         return reply
+
+    async def drop(self, count: int, timeout: float | None = None) -> None:
+        """Receive so many replies that nobody wants to see. Raises ``ConnectionLost``."""
+        async with self._read_lock:
+            with self._bounded(timeout, cancel_is_harmless=True):
+                for _ in range(count):
+                    await self._read_reply()
+                    self._pending -= 1
 
     @property
     def pending(self) -> int:

@@ -173,8 +173,9 @@ class Concerns:
                 self._busy.add(kind)
                 _Held(self, hold, self._questions[hold.concern - 1])
 
-    def ask(self, writer: _Wrote, asked: Asked, shard: int, done: Callable[[bytes | None], None]) -> None:
-        question = self._acks.question(writer, Memory(), asked, shards=(shard,))
+    def ask(self, hold: Hold, asked: Asked, done: Callable[[bytes | None], None]) -> None:
+        question = self._acks.question(_Wrote(hold), Memory(), asked, shards=(hold.shard,))
+        question.weight = len(hold)
         self.open += 1
         self._crowd.ask(question, done)
 
@@ -196,9 +197,8 @@ class _Held:
         self._hold: Hold | None = hold
         self._concern = concerns.rules[hold.concern - 1].concern
         self._missing = len(questions)
-        writer = _Wrote(hold)
         for asked in questions:
-            concerns.ask(writer, asked, hold.shard, partial(self._answered, asked))
+            concerns.ask(hold, asked, partial(self._answered, asked))
 
     def _answered(self, asked: Asked, frame: bytes | None) -> None:
         self._concerns.open -= 1

@@ -30,6 +30,10 @@ PURGE = 1024  # deadlines kept in vain before those that were answered long ago 
 Kind = TypeVar("Kind", bound=Hashable)
 
 
+def _nobody(frame: bytes | None) -> None:
+    """Who is told once it is over."""
+
+
 class Member(Latch):
     """One WAIT.  ``done`` is called with the reply, None for a session that is to be told and closed."""
 
@@ -193,7 +197,12 @@ class Crowd:
         if frame is None:
             self.acks.unconfirmed += 1
         self.drop(member)
-        member.done(frame)
+        self._tell(member, frame)
+
+    @staticmethod
+    def _tell(member: Member, frame: bytes | None) -> None:
+        done, member.done = member.done, _nobody
+        done(frame)
 
     def drop(self, member: Member) -> None:
         """Forget it; harmless when that was done."""
@@ -204,10 +213,12 @@ class Crowd:
         if member.scope is None:
             self.acks.open -= 1
             member.question.leave(member.waiters)
+        member.waiters = {}  # they know the member: what is over leaves no cycle to be found by the collector
 
     # -- what is not usual ----------------------------------------------------------------------------
     def _alone(self, member: Member) -> None:
         member.scope = trio.CancelScope()
+        self.acks.alone += 1
         self._the_nursery.start_soon(self._ask_alone, member, member.scope)
 
     async def _ask_alone(self, member: Member, scope: trio.CancelScope) -> None:
@@ -222,7 +233,7 @@ class Crowd:
                 frame = b"-ERR internal error of the proxy, see its log\r\n"
             if not member.over:
                 self.drop(member)
-                member.done(frame)
+                self._tell(member, frame)
 
     # -- time -----------------------------------------------------------------------------------------
     async def _keep_deadlines(self) -> None:

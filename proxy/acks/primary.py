@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import trio
 
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 
 KICK = ("WAIT", 2147483647, 0)
 """More replicas than there are, for ever: it makes the primary ask every replica for an acknowledgment."""
+STOCK = 64
+"""So many of them stand on the kicker, one behind another: to free the first is to have the next one run."""
 KICK_AGAIN = 1.0  # seconds; replicas speak on their own once a second, so this is no more than a reminder
-
-UNREAD = 0.001  # seconds before a kick that was not found blocked is looked for again
+MISSES = 3  # kicks in a row that found the kicker not blocked, before it is looked at
+UNREAD = 0.001  # seconds given to it then
 
 
 class Demoted(ConnectionLost):
@@ -31,52 +35,59 @@ class Primary:
         self.kicked = -KICK_AGAIN
         self.free: list[ControlConnection] = []
         self.lanes = 0
-        self._freed = False
-        """The reply to the last kick is there, or on its way."""
+        self.replicas: list[Any] = []
+        """As the last look showed them: host, port and offset acknowledged, each as bytes."""
+        self._stocked = 0
+        """Kicks on the kicker that were not freed, the one that blocks included."""
+        self._misses = 0
 
-    @property
-    def _free(self) -> tuple[str, str, int]:
-        return "CLIENT", "UNBLOCK", self.kicker_id
-
-    async def look(self, kick_follows: bool = False) -> tuple[int, list[int]]:
+    async def look(self, kick: bool = False) -> tuple[int, list[int]]:
         """The stream's offset and what each online replica acknowledged.  Raises ``Demoted``, ``ConnectionLost``.
 
-        ``kick_follows``: the kicker is freed on the same way, which saves :meth:`kick` one.
+        ``kick``: behind that, ask the replicas to acknowledge what was sampled.
         """
-        if kick_follows and self.kicker.pending and not self._freed:
+        if kick:
+            await self._stock()
             role, freed = await self.main.pipeline(["ROLE"], self._free)
-            self._freed = freed == 1
+            self._kicked(freed)
             if isinstance(role, ReplyError):
                 raise role
         else:
             role = await self.main.call("ROLE")
         if role[0] != b"master":
             raise Demoted("the node is not a primary any more")
+        self.replicas = role[2]
         return int(role[1]), [int(replica[2]) for replica in role[2]]
 
     async def kick(self) -> None:
         """Ask the replicas to acknowledge what was sampled before this call."""
-        self.kicked = trio.current_time()
-        if self.kicker.pending:
-            await self._receive_kick()
-        await self.kicker.send(*KICK)
+        await self._stock()
+        self._kicked(await self.main.call(*self._free))
 
-    async def _receive_kick(self) -> None:
-        """Have the last kick answered."""
-        patience = trio.current_time() + self.kicker.timeout
-        while not self._freed:
-            self._freed = await self.main.call(*self._free) == 1
-            if self._freed:
-                break
-            # It does not block: the node has not read it yet, as the two connections are served in any order; or it
-            # was refused.  To await its reply as if it had been freed would be to wait for ever.
+    @property
+    def _free(self) -> tuple[str, str, int]:
+        return "CLIENT", "UNBLOCK", self.kicker_id
+
+    def _kicked(self, freed: Any) -> None:
+        # Not freed: the next one has yet to run, the two connections being served in any order. It will ask then.
+        self.kicked = trio.current_time()
+        self._stocked -= freed == 1
+        self._misses = 0 if freed == 1 else self._misses + 1
+
+    async def _stock(self) -> None:
+        """Have one more behind the one that blocks."""
+        if self._misses >= MISSES:
+            # To await a reply as if one had been freed would be to wait for ever; but it may have been refused, or the
+            # connection be gone.
             with trio.move_on_after(UNREAD):
-                await self.kicker.receive()
-                return
-            if trio.current_time() > patience:
-                raise ConnectionLost(f"{self.kicker.address}: a kick was neither taken nor answered")
-        self._freed = False
-        await self.kicker.receive()
+                await self.kicker.drop(self.kicker.pending)
+            self._stocked = self.kicker.pending
+            self._misses = 0
+        if self._stocked < 2:
+            await self.kicker.drop(self.kicker.pending - self._stocked)
+            more = STOCK - self._stocked
+            await self.kicker.send_times(more, *KICK)
+            self._stocked += more
 
     def close(self) -> None:
         for connection in (self.main, self.kicker, *self.free):

@@ -17,6 +17,7 @@ import trio
 
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnations, Life, own_slots, parse_info
 from proxy.acks.primary import KICK_AGAIN, Demoted, Primary
+from proxy.acks.steps import Recorder, Steps, Timing, Unrecorded
 from proxy.acks.waiters import MarkerRefused, Run, Shared, Verdict, Waiter
 from proxy.acks.waitlist import Waitlist
 from shard.client import ConnectionLost, ControlConnection, ReplyError
@@ -28,6 +29,7 @@ MARKER_LANES = 4
 POLL_FIRST = 0.0002  # seconds; acknowledgments take 0.3 ms on a quiet link
 POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
 EXPECTED_LONGEST = 0.004  # seconds for which acknowledgments are awaited at most before they are looked for
+MANY = 8  # waiters of one round from which on it is worth it to wait for more of them
 EARLY = 0.7  # part of the usual time after which they are
 INERTIA = 0.8  # weight of the past in what is usual
 RETRY = 0.05  # seconds between attempts to reach a shard's primary
@@ -43,11 +45,12 @@ SAMPLES = 256  # offsets remembered, so that sessions which wait twice keep thei
 class MarkerRound:
     """A marker on its way to the replicas' disks, and those who wait for it."""
 
-    __slots__ = ("connection", "primary", "waiters")
+    __slots__ = ("connection", "primary", "timing", "waiters")
 
     def __init__(self, connection: ControlConnection, primary: Primary) -> None:
         self.connection = connection
         self.primary = primary
+        self.timing: Timing | None = None
         self.waiters: list[Waiter] = []
 
 
@@ -56,7 +59,8 @@ class ShardRounds:
 
     ``connect(purpose)`` opens a connection to the shard's present primary (``ConnectionLost`` when it
     has none); ``ticked(shard)`` is called when the tick or generation changed, so that lanes stamp
-    writes anew; ``distrust()`` names a node of the shard whose WAITAOF cannot be believed.
+    writes anew; ``distrust()`` names a node of the shard whose WAITAOF cannot be believed; ``recorder``
+    is told what can be measured.
     """
 
     def __init__(
@@ -67,11 +71,17 @@ class ShardRounds:
         connect: Callable[[], Awaitable[ControlConnection]],
         ticked: Callable[[int], None],
         distrust: Callable[[Primary], Awaitable[str | None]],
+        recorder: Recorder | None = None,
     ) -> None:
         self.shard = shard
         self.tick = 1
         self.generation = 0
         self.rounds = 0
+        self.refused = 0
+        """Markers that the primary did not take."""
+        self.raised = 0
+        """Markers put on a lane that carried one already, since no other was left."""
+        self.steps = Steps(recorder or Unrecorded())
         self._slots: frozenset[str] | None = None
         self._incarnations = incarnations
         self._connect = connect
@@ -116,6 +126,7 @@ class ShardRounds:
     def reset(self) -> None:
         """The shard's primary changed: connections and offsets of the former one mean nothing any more."""
         self._waiting.acknowledged = []
+        self.steps.idle()
         if self._primary is not None:
             self._primary.close()
             self._primary = None
@@ -164,6 +175,10 @@ class ShardRounds:
         self._fsync_looked.set()
         self._fsync_looked = trio.Event()
 
+    async def nudge(self) -> None:
+        """Ask the replicas to acknowledge, whether anybody waits or not.  Raises ``ConnectionLost``, ``ReplyError``."""
+        await self._kick(await self._reach())
+
     async def verdict(self, fsync: bool) -> Verdict:
         """What holds now, read after this call.  Raises ``ConnectionLost``, ``ReplyError``."""
         return await (self._verify_fsync if fsync else self._verify).fresh()
@@ -204,26 +219,28 @@ class ShardRounds:
             tick = self.tick
             try:
                 with self._ending(primary):
-                    offset, acknowledged = await primary.look(kick_follows=bool(unsampled))
+                    offset, acknowledged = await self._look(primary, kick=bool(unsampled))
             except BaseException:
                 self._waiting.put_back(unsampled)
                 raise
             if unsampled:
                 self._samples.append((tick, offset))
                 self._waiting.sampled(unsampled, offset)
+                self.steps.sampled(unsampled, offset, acknowledged)
+            self.steps.looked(primary, acknowledged)
             self._learn(acknowledged)
             self._waiting.release(acknowledged)
             self._looked.set()
             self._looked = trio.Event()
             if not self._waiting:
+                self.steps.idle()
                 return
-            if unsampled or trio.current_time() - primary.kicked >= KICK_AGAIN:
-                await self._kick(primary)
+            if unsampled:
                 delay = POLL_FIRST
-                self._asked = offset, trio.current_time()
-                # To look at once would find nothing: a look costs as much as what it saves. Who comes meanwhile has
-                # the next round, together with all who do.
-                await trio.sleep(self._usual * EARLY)
+                self._asked = offset, primary.kicked
+                if sum(waiter.weight for waiter in unsampled) >= MANY:
+                    # Who comes meanwhile shares a round, and acknowledgments looked for at once would not be there.
+                    await trio.sleep(self._usual * EARLY)
                 continue
             with trio.move_on_after(delay):
                 await self._poke.wait()
@@ -232,7 +249,8 @@ class ShardRounds:
     def _learn(self, acknowledged: list[int]) -> None:
         """How long acknowledgments take here."""
         if self._asked is not None and acknowledged and max(acknowledged) >= self._asked[0]:
-            took = min(trio.current_time() - self._asked[1], EXPECTED_LONGEST)
+            # Found by the first look, they may have been there for a while.
+            took = min(trio.current_time() - self._asked[1], EXPECTED_LONGEST, self._usual / EARLY)
             self._usual = INERTIA * self._usual + (1 - INERTIA) * took
             self._asked = None
 
@@ -291,6 +309,8 @@ class ShardRounds:
             self._marking_wanted.set()
             return
         round_.waiters += _staying(waiters)
+        timing = self.steps.marked(waiters)
+        round_.timing = timing if fresh else None
         if fresh:
             self._marked.append(round_)
             nursery.start_soon(self._watch, primary, round_)
@@ -323,6 +343,7 @@ class ShardRounds:
         except ReplyError as error:
             if error.code in NOT_NOW:
                 raise (Demoted if error.code == "READONLY" else ConnectionLost)(str(error)) from None
+            self.refused += 1
             refused = MarkerRefused(
                 f"ERR WAITAOF cannot be answered: {round_.connection.address} refused the marker that asks what is "
                 f"fsynced ({str(error).rstrip('.')}); cure that, or use WAIT"
@@ -353,6 +374,7 @@ class ShardRounds:
             return MarkerRound(primary.free.pop(), primary), True
         mine = [each for each in self._marked if each.primary is primary and each.connection is not primary.main]
         if primary.lanes >= MARKER_LANES and mine:
+            self.raised += 1
             return mine[-1], False
         primary.lanes += 1
         try:
@@ -370,6 +392,7 @@ class ShardRounds:
                 if round_.connection is not primary.main and any(waiter.at_once for waiter in round_.waiters):
                     online = len((await primary.look())[1])
                 local, count = await round_.connection.call("WAITAOF", 0, 0, 0)
+                round_.timing = self.steps.counted(round_.timing, count)
                 round_.waiters = [waiter for waiter in round_.waiters if not waiter.see(count, local, online)]
                 self._saw_fsyncs()
                 if not local:
@@ -398,6 +421,12 @@ class ShardRounds:
             primary.free.append(round_.connection)
         self._lane_freed.set()
         self._lane_freed = trio.Event()
+
+    async def _look(self, primary: Primary, kick: bool) -> tuple[int, list[int]]:
+        if not kick and trio.current_time() - primary.kicked < KICK_AGAIN:
+            return await primary.look()
+        async with self._kicking:
+            return await primary.look(kick=True)
 
     async def _kick(self, primary: Primary) -> None:
         async with self._kicking:

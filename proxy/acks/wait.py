@@ -13,6 +13,7 @@ from proxy.acks.arguments import Asked
 from proxy.acks.incarnation import Incarnation, Incarnations, Stamp
 from proxy.acks.primary import Primary
 from proxy.acks.rounds import ShardRounds
+from proxy.acks.steps import Recorder
 from proxy.acks.waiters import Gate, Latch, MarkerRefused, Verdict, Waiter
 from proxy.codec.reply import array, error, integer
 from shard.client import ConnectionLost, ControlConnection, ReplyError
@@ -64,7 +65,7 @@ class Acks:
     why its WAITAOF cannot be believed (None: it can); ``restamp(shard, tick, generation)`` has the lanes of
     a shard stamp writes anew; ``shards()`` are the indexes of today's shards; ``ended()`` is called when a life
     has ended, so that its lanes take nothing new; ``answers(node_id)`` says whether a node still answers, and
-    ``hint()`` has the nodes probed now.
+    ``hint()`` has the nodes probed now; ``recorder(shard)`` is told what a shard's rounds measure.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Acks:
         ended: Callable[[], None],
         answers: Callable[[str], bool],
         hint: Callable[[], None],
+        recorder: Callable[[int], Recorder | None] = lambda shard: None,
     ) -> None:
         self.incarnations = Incarnations(self.lives_changed)
         self._ended = ended
@@ -86,9 +88,12 @@ class Acks:
         self.open = 0
         self.unconfirmed = 0
         """Waits that got no number."""
+        self.alone = 0
+        """Waits that did not go the usual way: see ``Crowd``."""
         self._connect = connect
         self._distrust = distrust
         self._restamp = restamp
+        self._recorder = recorder
         self._rounds: dict[int, ShardRounds] = {}
         self._lives: dict[int, set[Incarnation]] = {}
         self._nursery: trio.Nursery | None = None
@@ -129,6 +134,7 @@ class Acks:
                 connect=lambda: self._connect(shard),
                 ticked=self._ticked,
                 distrust=lambda primary: self._distrust(shard, primary),
+                recorder=self._recorder(shard),
             )
             if self._nursery is not None:
                 self._nursery.start_soon(rounds.run)
@@ -138,6 +144,16 @@ class Acks:
     def rounds(self) -> int:
         """Rounds put to shards so far."""
         return sum(rounds.rounds for rounds in self._rounds.values())
+
+    @property
+    def markers_refused(self) -> int:
+        """Markers that shards did not take."""
+        return sum(rounds.refused for rounds in self._rounds.values())
+
+    @property
+    def markers_raised(self) -> int:
+        """Markers put on a lane that carried one already."""
+        return sum(rounds.raised for rounds in self._rounds.values())
 
     def stamp(self, shard: int, incarnation: Incarnation) -> Stamp:
         """What a write answered now on a lane of ``incarnation`` is remembered with."""
@@ -292,6 +308,8 @@ class Question:
         self.memory = memory
         self.asked = asked
         self.everywhere = False
+        self.weight = 1
+        """How many writes it is about, for a question that stands for many."""
         self.at_once = at_once or (asked.replicas <= 0 and not asked.local)
         """Who asks for no copy never blocks, whatever the timeout."""
         patience = min(asked.timeout or math.inf, PROOF if self.at_once else math.inf)
@@ -471,6 +489,7 @@ class Question:
         rounds = self.acks.of(shard)
         stamps = self.writer.writes.get(shard)
         waiter = Waiter(gate, self.asked.replicas, self.asked.local, None, at_once=self.at_once)
+        waiter.weight = self.weight
         if self.asked.fsync:
             local, replicas = NOTHING if everywhere else self._told(shard)
             if not self.at_once and waiter.see(replicas, local):

@@ -78,6 +78,7 @@ class Waiter:
         "threshold",
         "want",
         "want_local",
+        "weight",
     )
 
     def __init__(
@@ -96,6 +97,8 @@ class Waiter:
         self.done = False
         self.seen = False
         """Looked at since somebody asked for that."""
+        self.weight = 1
+        """For how many writes' acknowledgment it stands."""
         self.joined = 0
         self.listed = False
         """It stands in the list of those who wait for an offset."""

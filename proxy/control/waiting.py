@@ -39,28 +39,32 @@ class Waiting:
     def cancel(self) -> None:
         """The client is gone."""
         self._member.cancel()
-        self._observe("gone")
+        self._observe("gone", None)
 
     def _done(self, frame: bytes | None) -> None:
         session, request = self._call.session, self._call.request
         session.blocked = session.working = None  # before the answer, behind which the next command may block
         if frame is None:
-            self._observe("unblocked")
+            self._observe("unconfirmed", None)
             self._commands.sender.answer_last(request, GONE)
         else:
             asked = self._member.question.asked
-            self._observe(_wait_result(frame, asked.local, asked.replicas))
+            self._observe(*_wait_result(frame, asked.local, asked.replicas))
             self._commands.sender.answer(request, frame)
 
-    def _observe(self, result: WaitResult) -> None:
-        fsync = self._member.question.asked.fsync
-        self._commands.observe("waitaof" if fsync else "wait", result, trio.current_time() - self._started)
+    def _observe(self, result: WaitResult, replicas: int | None) -> None:
+        command: WaitCommand = "waitaof" if self._member.question.asked.fsync else "wait"
+        self._commands.observe(command, result, trio.current_time() - self._started, replicas)
 
 
 class WaitCommands:
-    """See the module.  ``observe(command, result, seconds)`` is told of each one that ended."""
+    """See the module.  ``observe(command, result, seconds, replicas)`` is told of each one that ended, with the number
+    it was answered, if any.
+    """
 
-    def __init__(self, sender: Sender, acks: Acks, observe: Callable[[WaitCommand, WaitResult, float], None]) -> None:
+    def __init__(
+        self, sender: Sender, acks: Acks, observe: Callable[[WaitCommand, WaitResult, float, int | None], None]
+    ) -> None:
         self.sender = sender
         self.acks = acks
         self.crowd = Crowd(acks, sender.plane.turn)
@@ -71,6 +75,7 @@ class WaitCommands:
         try:
             asked = _asked(call.args)
         except Refused as refused:
+            self.observe("wait" if call.command.name == b"wait" else "waitaof", "refused", 0.0, None)
             self.sender.answer(call.request, error(str(refused)))
             return
         session = call.session
@@ -103,10 +108,12 @@ def _asked(args: Sequence[bytes]) -> Asked:
     return parse_wait(args) if args[0].lower() == b"wait" else parse_waitaof(args)
 
 
-def _wait_result(frame: bytes, local: int, replicas: int) -> WaitResult:
+def _wait_result(frame: bytes, local: int, replicas: int) -> tuple[WaitResult, int | None]:
     if is_error(frame):
-        return "error"
+        return "refused", None
+    got_local, got = local, 0
     if frame[:1] == b":":
-        return "reached" if integer_value(frame) >= replicas else "deadline"
-    got_local, got = (integer_value(each) for each in elements(frame))
-    return "reached" if got_local >= local and got >= replicas else "deadline"
+        got = integer_value(frame)
+    else:
+        got_local, got = (integer_value(each) for each in elements(frame))
+    return "reached" if got_local >= local and got >= replicas else "deadline", got

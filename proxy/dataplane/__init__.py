@@ -23,7 +23,7 @@ from proxy.dataplane.client import Client
 from proxy.dataplane.contract import BARRIER, READONLY, WRITE, Control, Handed, Limits, Lost, Mode
 from proxy.dataplane.lane import Lane
 from proxy.dataplane.plane import DataPlane
-from proxy.dataplane.requests import Hold, Request
+from proxy.dataplane.requests import Hold, Request, Sample
 
 IMPLEMENTATION = "python" if str(_client.__file__).endswith(".py") else "cython"
 """The form in which the data plane runs, "cython" or "python"."""
@@ -43,4 +43,5 @@ __all__ = [
     "Lost",
     "Mode",
     "Request",
+    "Sample",
 ]

@@ -33,6 +33,8 @@ cdef class Plane:
     cdef public list ready
     cdef public list holds
     cdef public object concern_of
+    cdef public list samples
+    cdef public double sample_every
     cdef public double now
     cdef public Py_ssize_t max_query
     cdef public Py_ssize_t max_commands

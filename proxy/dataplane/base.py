@@ -6,6 +6,7 @@ reached without a look-up.
 
 from __future__ import annotations
 
+import math
 import select
 import sys
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from proxy.dataplane.contract import Control, Limits
 if TYPE_CHECKING:
     from proxy.dataplane.client import Client
     from proxy.dataplane.lane import Lane
-    from proxy.dataplane.requests import Hold, Splitter
+    from proxy.dataplane.requests import Hold, Sample, Splitter
 
     ConcernOf = Callable[[Client, bytes], int]
     """The class of write concern of a client's raw request; 0 for none."""
@@ -90,6 +91,10 @@ class Plane:
         self.holds: list[Hold] = []
         """Open ones: control takes each (``take_hold``), after the turn in which it was opened or later."""
         self.concern_of: ConcernOf = _no_concern
+        self.sample_every = math.inf
+        """Seconds from the reply to a command that was timed to the next one timed on its lane."""
+        self.samples: list[Sample] = []
+        """Timed ones: control takes them (``take_samples``) after each turn."""
 
 
 def _no_concern(client: Client, raw: bytes) -> int:

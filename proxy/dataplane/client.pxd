@@ -3,7 +3,7 @@ cimport cython
 
 from proxy.dataplane.base cimport Party, Plane
 from proxy.dataplane.lane cimport Lane
-from proxy.dataplane.requests cimport Batch, Joined, Place, Run
+from proxy.dataplane.requests cimport Batch, Joined, Place, Run, Sample
 
 cdef int READABLE
 cdef int WRITABLE
@@ -28,6 +28,8 @@ cdef class Client(Party):
     cdef public Py_ssize_t pending_bytes
     cdef public Py_ssize_t out_bytes
     cdef public double last_read
+    cdef public Sample sample
+    cdef public bint traced
     cdef object _unsent
     cdef object _state
     cdef Place _barrier
@@ -70,6 +72,8 @@ cdef class Client(Party):
     cdef _collect(self)
     @cython.locals(count=Py_ssize_t)
     cdef _send(self, data)
+    @cython.locals(batch=Batch)
+    cdef _sample_relayed(self, Sample sample)
     cdef _send_rest(self)
     cpdef update_interest(self)
     cpdef close(self)

@@ -7,13 +7,14 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from proxy.codec import BROKEN, CONTROL, LARGE, ParseTable, RequestState, parse_requests
 from proxy.codec.reply import error
 from proxy.dataplane.base import Party
 from proxy.dataplane.contract import BARRIER, WRITE, Mode
-from proxy.dataplane.requests import SENT, Batch, Joined, Place, Run
+from proxy.dataplane.requests import SENT, Batch, Joined, Place, Run, Sample
 
 if TYPE_CHECKING:
     from proxy.dataplane.lane import Lane
@@ -68,9 +69,11 @@ class Client(Party):
         "out",
         "out_bytes",
         "pending_bytes",
+        "sample",
         "session",
         "sock",
         "table",
+        "traced",
         "writes",
     )
 
@@ -89,6 +92,10 @@ class Client(Party):
         """Class of write concern of what it writes; 0: none, -1: it depends on the keys."""
         self.writes: dict[int, list[Any]] = {}
         """Shard index -> [stamp of the first write answered, stamp of the last]."""
+        self.traced = False
+        """Each of its commands is timed, as far as it goes on one lane."""
+        self.sample: Sample | None = None
+        """A timed command whose reply is on its way to the client."""
         self.closed = False
         self.batches: deque[Batch] = deque()
         self.pending_bytes = 0
@@ -265,6 +272,8 @@ class Client(Party):
                 lane.fifo.append(run)
                 if not lane.dirty:
                     lane.soil()
+                if plane.now >= lane.sample_at or self.traced:
+                    lane.choose(run, batch, index, self.traced)
             if write:
                 run.write = True
             run.indexes.append(index)
@@ -327,6 +336,8 @@ class Client(Party):
             self._send(out[0] if len(out) == 1 else b"".join(out))
             if self.closed:
                 return
+        if self.sample is not None and self._unsent is None:
+            self._sample_relayed(self.sample)
         if self.pending == 0:
             self.pending_bytes = 0
             self._fenced = False
@@ -362,6 +373,14 @@ class Client(Party):
             self.out_bytes += sum(map(len, islice(out, before, None)))
             if self.out_bytes > self.plane.max_output:
                 self._refuse("closing a client that does not read its replies")
+
+    def _sample_relayed(self, sample: Sample) -> None:
+        batch = sample.place_batch
+        if batch.sent <= sample.place_index and batch in self.batches:
+            return  # it waits for an earlier reply
+        self.sample = None
+        sample.relayed = monotonic()
+        self.plane.samples.append(sample)
 
     def _send(self, data: bytes | memoryview) -> None:
         try:

@@ -2,7 +2,7 @@
 cimport cython
 
 from proxy.dataplane.base cimport Handler, Plane
-from proxy.dataplane.requests cimport Hold, Request, Run
+from proxy.dataplane.requests cimport Batch, Hold, Request, Run, Sample
 
 cdef int READABLE
 cdef int WRITABLE
@@ -27,6 +27,9 @@ cdef class Lane(Handler):
     cdef public Hold open_hold
     cdef public long long taken
     cdef public long long sent
+    cdef public Sample sample
+    cdef public double sample_at
+    cdef Py_ssize_t _candidates
     cdef object _unsent
     cdef object _state
     cdef int _mask
@@ -40,6 +43,13 @@ cdef class Lane(Handler):
     cpdef Hold hold(self, int concern)
     cpdef bint watches(self, bytes frame) except -1
     cpdef bint is_write(self, int command_id) except -1
+    @cython.locals(sample=Sample)
+    cpdef choose(self, entry, Batch batch, Py_ssize_t index, bint traced)
+    @cython.locals(sample=Sample)
+    cdef _sample_sent(self)
+    @cython.locals(sample=Sample)
+    cdef _sample_replied(self)
+    cpdef forget_sample(self)
     cpdef soil(self)
     @cython.locals(out=list)
     cpdef flush(self)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import select
 import socket
 from collections import deque
+from random import random
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from proxy.codec import FramingError, ReplyState, frame_replies
 from proxy.dataplane.base import Handler
 from proxy.dataplane.contract import WRITE, Handed, Lost
-from proxy.dataplane.requests import Entry, Hold, Request, Run, Skip
+from proxy.dataplane.requests import Batch, Entry, Hold, Place, Request, Run, Sample, Skip
 
 if TYPE_CHECKING:
     from proxy.dataplane.client import Client
@@ -26,6 +28,7 @@ PUSH = 0x3E  # b">"
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 ENDED = select.EPOLLHUP | select.EPOLLERR
+NEVER = float("inf")
 
 
 class Lane(Handler):
@@ -35,6 +38,7 @@ class Lane(Handler):
         "_ahead",
         "_begin",
         "_buffer",
+        "_candidates",
         "_end",
         "_mask",
         "_missing",
@@ -50,6 +54,8 @@ class Lane(Handler):
         "owner",
         "plane",
         "pushes",
+        "sample",
+        "sample_at",
         "sent",
         "shard",
         "since",
@@ -83,6 +89,11 @@ class Lane(Handler):
         """Bytes put on the lane so far, as of the last flush."""
         self.sent = 0
         """Bytes the kernel has taken."""
+        self.sample: Sample | None = None
+        """The command here that is timed."""
+        self.sample_at = plane.now + plane.sample_every
+        """When the next one is chosen."""
+        self._candidates = 0
         self._unsent: memoryview | None = None
         self._mask = 0
         self._ahead: list[bytes] = []
@@ -141,6 +152,49 @@ class Lane(Handler):
             if not isinstance(entry, Skip)
         }
 
+    # -- timing ------------------------------------------------------------------------------
+    def choose(self, entry: Run | Place, batch: Batch, index: int, traced: bool) -> None:
+        """Time the command at ``index`` of a batch, the first of ``entry``, which was just put on the lane.
+
+        Of those put on it until it is flushed each has the same chance, or there would be nothing but the firsts of
+        their turns; one of a client that is traced goes before all others, even one that is timed already.  What is
+        kept back for its acknowledgment is not chosen: its way back is another.
+        """
+        sample = self.sample
+        if not traced:
+            if (sample is not None and sample.traced) or (isinstance(entry, Run) and entry.concern):
+                return
+            self._candidates += 1
+            if sample is not None and random() * self._candidates >= 1:
+                return
+        self.sample = Sample(entry, batch, index, self, traced)
+
+    def _sample_sent(self) -> None:
+        sample = self.sample
+        if sample is not None and not sample.handed and 0 < sample.mark <= self.sent:
+            sample.handed = monotonic()
+
+    def _sample_replied(self) -> None:
+        """The entry that is timed has its first reply."""
+        sample = self.sample
+        if sample is None:
+            return
+        self.forget_sample()
+        entry, sample.entry = sample.entry, None
+        kept = isinstance(entry, Run) and entry.concern
+        if sample.batch.replies[sample.index] is None and not kept:
+            return  # it goes another way now (MOVED ...)
+        sample.replied = self.plane.now
+        sample.stamp = self.stamp
+        client = sample.batch.client
+        if not client.closed and (client.sample is None or sample.traced):
+            client.sample = sample
+
+    def forget_sample(self) -> None:
+        """Nothing here is timed any more; something else will be, after a while."""
+        self.sample = None
+        self.sample_at = self.plane.now + self.plane.sample_every
+
     # -- socket ------------------------------------------------------------------------------
     def attach(self, sock: socket.socket, stamp: Any, pushes: bool) -> None:
         """Give the lane its connected, non-blocking socket; what was parked is sent."""
@@ -175,6 +229,10 @@ class Lane(Handler):
         self.out = []
         data = out[0] if len(out) == 1 else b"".join(out)
         self.taken += len(data)
+        if self.sample is not None and not self.sample.mark:
+            self.sample.mark = self.taken
+            self.sample_at = NEVER
+            self._candidates = 0
         self._send(data)
 
     def _send(self, data: bytes | memoryview) -> None:
@@ -192,6 +250,8 @@ class Lane(Handler):
             self._set_mask(READABLE | WRITABLE)
             return
         self._unsent = None
+        if self.sample is not None:
+            self._sample_sent()
         if self._mask != READABLE:
             self._set_mask(READABLE)
 
@@ -295,11 +355,15 @@ class Lane(Handler):
             if isinstance(entry, Run):
                 run = entry
                 at = run.deliver(frames, at, self)
+                if self.sample is not None and self.sample.entry is run:
+                    self._sample_replied()
                 if not self.closed and run.pos == len(run.indexes):
                     fifo.popleft()
             else:
                 fifo.popleft()  # first, so that whoever gets the reply finds the lane as it is behind it
                 at = entry.deliver(frames, at, self)
+                if self.sample is not None and self.sample.entry is entry:
+                    self._sample_replied()
             if self.closed:
                 return
         if not fifo:
@@ -319,6 +383,7 @@ class Lane(Handler):
         if self.closed:
             return []
         self.closed = True
+        self.sample = None
         if self.sock is not None:
             self.plane.discard(self.sock)
         lost = self._unanswered()

@@ -24,7 +24,7 @@ from proxy.dataplane.base import NO_SHARD, Handler, Plane
 from proxy.dataplane.client import Client
 from proxy.dataplane.contract import Control, Limits, Lost, Mode
 from proxy.dataplane.lane import Lane
-from proxy.dataplane.requests import Hold, Request, Run, Skip, Splitter, Submitted
+from proxy.dataplane.requests import Hold, Place, Request, Run, Sample, Skip, Splitter, Submitted
 
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
 EVENTS = 4096  # taken from the kernel in one turn; it hands them out fairly, the longest ready first
@@ -262,6 +262,11 @@ class DataPlane(Plane):
         with self.turn():
             hold.release(failure)
 
+    def take_samples(self) -> list[Sample]:
+        """The timed commands whose replies were sent since the last call."""
+        samples, self.samples = self.samples, []
+        return samples
+
     def new_lane(self, shard: int, owner: Any = None) -> Lane:
         """A lane without a connection: what is put on it is parked."""
         return Lane(self, shard, owner)
@@ -283,6 +288,7 @@ class DataPlane(Plane):
         lane.tail = None
         lane.out = []
         lane.held_bytes = 0
+        lane.forget_sample()
         return requests
 
     def shed(self, lane: Lane) -> list[Request]:
@@ -291,6 +297,7 @@ class DataPlane(Plane):
         Only what is taken is touched: this happens again and again while more comes in than is held.
         """
         assert lane.sock is None
+        lane.forget_sample()
         requests: list[Request] = []
         while lane.fifo and self._holds_too_much(lane):
             entry = lane.fifo[-1]
@@ -341,6 +348,8 @@ class DataPlane(Plane):
             lane.tail = None
             lane.out.append(request.raw)
             lane.soil()
+            if isinstance(request, Place) and request.client is not None and request.client.traced:
+                lane.choose(request, request.batch, request.index, True)
 
     def answer(self, request: Request, frame: bytes) -> None:
         """Fulfil a request with a raw reply."""

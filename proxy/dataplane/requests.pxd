@@ -17,6 +17,23 @@ cdef class Batch:
     cpdef answered(self, Py_ssize_t count)
 
 
+cdef class Sample:
+    cdef public object entry
+    cdef public Batch batch
+    cdef public Batch place_batch
+    cdef public object lane
+    cdef public object stamp
+    cdef public Py_ssize_t index
+    cdef public Py_ssize_t place_index
+    cdef public int shard
+    cdef public bint traced
+    cdef public long long mark
+    cdef public double born
+    cdef public double handed
+    cdef public double replied
+    cdef public double relayed
+
+
 cdef class Hold:
     cdef public object lane
     cdef public object first

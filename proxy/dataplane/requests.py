@@ -73,6 +73,54 @@ class Joined(Batch):
         self.place.answer(self.join(self.replies))  # type: ignore[arg-type]
 
 
+class Sample:
+    """One command whose way is timed: see ``Lane.choose``.  The times are those of ``time.monotonic``."""
+
+    __slots__ = (
+        "batch",
+        "born",
+        "entry",
+        "handed",
+        "index",
+        "lane",
+        "mark",
+        "place_batch",
+        "place_index",
+        "relayed",
+        "replied",
+        "shard",
+        "stamp",
+        "traced",
+    )
+
+    def __init__(self, entry: Run | Place, batch: Batch, index: int, lane: Lane, traced: bool) -> None:
+        self.entry: Run | Place | None = entry
+        self.batch = batch
+        self.index = index
+        self.place_batch = batch
+        """Where the reply goes to the client: of a part of a split command, the place of the whole."""
+        self.place_index = index
+        while isinstance(self.place_batch, Joined):
+            place = self.place_batch.place
+            self.place_batch, self.place_index = place.batch, place.index
+        self.lane = lane
+        self.shard = lane.shard
+        self.stamp = lane.stamp
+        """Of the lane when the reply was read."""
+        self.traced = traced
+        """Its client asked for it."""
+        self.mark = 0
+        """Bytes put on the lane up to its end; 0: not flushed yet."""
+        self.born = batch.born
+        """The turn began in which its bytes were read."""
+        self.handed = 0.0
+        """The kernel had taken it, for the shard; 0.0: not yet."""
+        self.replied = 0.0
+        """The turn began in which its reply was read."""
+        self.relayed = 0.0
+        """The kernel had taken the reply, for the client."""
+
+
 class Hold:
     """Replies to writes kept back until the writes are acknowledged: those of one class of concern, on one lane."""
 

@@ -48,6 +48,8 @@ class Observed(Protocol):
 
     def topology(self) -> dict[str, Any]: ...
 
+    def trace(self, client: int) -> dict[str, Any] | None: ...
+
 
 class AdminError(UserError):
     """The admin port cannot be had. One line that says what to do."""
@@ -87,7 +89,10 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def admin_app(server: Observed) -> Starlette:
-    """The ASGI application: ``/healthz``, ``/readyz``, ``/metrics``, ``/topology``."""
+    """The ASGI application: ``/healthz``, ``/readyz``, ``/metrics``, ``/topology``, ``/traces/CLIENT``.
+
+    All of it is read only: who can reach it can look, and run no command.
+    """
 
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -105,11 +110,18 @@ def admin_app(server: Observed) -> Starlette:
     async def topology(request: Request) -> Response:
         return JSONResponse(server.topology())
 
+    async def trace(request: Request) -> Response:
+        found = server.trace(request.path_params["client"])
+        if found is None:
+            return JSONResponse({"error": "no write of this client was timed"}, status_code=404)
+        return JSONResponse(found)
+
     async def index(request: Request) -> Response:
-        return PlainTextResponse("Ackgate admin: /healthz /readyz /metrics /topology\n")
+        return PlainTextResponse("Ackgate admin: /healthz /readyz /metrics /topology /traces/CLIENT\n")
 
     handlers = {"/": index, "/healthz": healthz, "/readyz": readyz, "/metrics": metrics, "/topology": topology}
-    return Starlette(routes=[Route(path, handler) for path, handler in handlers.items()])
+    routes = [Route(path, handler) for path, handler in handlers.items()]
+    return Starlette(routes=[*routes, Route("/traces/{client:int}", trace)])
 
 
 def unready_reason(topology: dict[str, Any]) -> str:

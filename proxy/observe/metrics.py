@@ -2,8 +2,9 @@
 
 What lives here: the names, help texts and labels of everything under ``/metrics``, and the shape of the figures
 behind them (``Counters``, ``ShardFigures``). What may not: counting. The data path adds to plain integers of its own;
-they are read when somebody scrapes, so a figure costs the data path one addition and nothing else. The one exception
-is a WAIT's duration, which only a histogram can keep.
+they are read when somebody scrapes, so a figure costs the data path one addition and nothing else. The exceptions
+are what only a histogram can keep: durations, of WAITs, of rounds and of the few commands that are timed, and how many
+waited for a round.
 
 Names and types follow https://prometheus.io/docs/practices/naming/. No label ever carries a key, a value, a user's
 name or a password.
@@ -51,7 +52,10 @@ class Counters(TypedDict, total=False):
     Acks:
       ``waits_open`` WAIT and WAITAOF being waited for now; ``concerns_open`` questions under way for writes whose
       replies are kept back; ``ack_rounds`` rounds put to shards;
-      ``acks_unconfirmed`` of them answered without a number, because a primary's life had ended.
+      ``acks_unconfirmed`` of them answered without a number, because a primary's life had ended;
+      ``markers_refused`` that shards did not take; ``markers_raised`` put on a lane that carried one already, all being
+      taken; ``waits_alone`` that did not go the usual way, by rounds shared with others (slots had moved, or a proof
+      was missing).
     Topology:
       ``slot_map_version``; ``slots_covered`` slots with a primary, of 16384; ``discoveries``; ``discovery_failures``;
       ``ready`` 0 or 1; ``engine_versions`` number of nodes by engine and version, as ``{"valkey 9.1.2": 6}``.
@@ -87,6 +91,9 @@ class Counters(TypedDict, total=False):
     concerns_open: int
     ack_rounds: int
     acks_unconfirmed: int
+    markers_refused: int
+    markers_raised: int
+    waits_alone: int
     slot_map_version: int
     slots_covered: int
     discoveries: int
@@ -103,10 +110,10 @@ class ShardFigures(_ShardId, total=False):
     """Figures of one shard. ``shard`` is its id, the label; a key that is missing leaves its sample out.
 
     ``up`` 1 when its primary answers; ``slots``; ``replicas_online``; ``offset`` the primary's replication offset in
-    bytes; ``lag_bytes`` by replica address, how far it is behind; ``outstanding`` commands sent and not answered;
-    ``oldest_seconds`` age of the oldest of them; ``lanes_open``; ``lane_losses``; ``bytes_in`` / ``bytes_out`` read
-    from / written to it; ``incarnations`` how often its primary began a new life; ``waitaof_trusted`` 1 when its
-    WAITAOF can be believed, else 0.
+    bytes; ``lag_bytes`` and ``lag_seconds`` by replica address, how far it is behind; ``outstanding`` commands sent and
+    not answered; ``oldest_seconds`` age of the oldest of them; ``lanes_open``; ``lane_losses``; ``bytes_in`` /
+    ``bytes_out`` read from / written to it; ``incarnations`` how often its primary began a new life;
+    ``waitaof_trusted`` 1 when its WAITAOF can be believed, else 0.
     """
 
     up: int
@@ -114,6 +121,7 @@ class ShardFigures(_ShardId, total=False):
     replicas_online: int
     offset: int
     lag_bytes: dict[str, int]
+    lag_seconds: dict[str, float]
     outstanding: int
     oldest_seconds: float
     lanes_open: int
@@ -127,13 +135,36 @@ class ShardFigures(_ShardId, total=False):
 WaitCommand = Literal["wait", "waitaof"]
 ConcernResult = Literal["reached", "deadline", "passed", "refused", "unconfirmed"]
 """``deadline`` and ``refused`` answered an error, ``passed`` the reply although one of the two was met."""
-WaitResult = Literal["reached", "deadline", "unblocked", "error", "gone"]
-"""``reached`` as many as asked; ``deadline`` fewer, at the timeout; ``unblocked`` the incarnation ended; ``error``;
-``gone`` the client left."""
+WaitResult = Literal["reached", "deadline", "unconfirmed", "refused", "gone"]
+"""``reached`` as many as asked; ``deadline`` fewer, at the timeout; ``unconfirmed`` a life had ended, so there was no
+number; ``refused`` an error; ``gone`` the client left."""
+StepName = Literal["dispatch", "execute", "relay", "replicate", "persist"]
 
 _WAIT_COMMANDS: Final[tuple[WaitCommand, ...]] = ("wait", "waitaof")
 _CONCERN_RESULTS: Final[tuple[ConcernResult, ...]] = ("reached", "deadline", "passed", "refused", "unconfirmed")
-_WAIT_RESULTS: Final[tuple[WaitResult, ...]] = ("reached", "deadline", "unblocked", "error", "gone")
+_WAIT_RESULTS: Final[tuple[WaitResult, ...]] = ("reached", "deadline", "unconfirmed", "refused", "gone")
+_STEPS: Final[tuple[StepName, ...]] = ("dispatch", "execute", "relay", "replicate", "persist")
+# From a relay on an idle machine (20 us) to a replica that is stuck.
+_STEP_BUCKETS: Final = (
+    0.00002,
+    0.00005,
+    0.0001,
+    0.0002,
+    0.0005,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    1.0,
+    2.5,
+    9.99,
+)
+_WAITER_BUCKETS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
+MANY_REPLICAS: Final = 5  # achieved replicas from which on they are counted together
 # From the fastest acknowledgment measured on loopback (0.3 ms) to the timeouts people give.
 _WAIT_BUCKETS: Final = (
     0.0002,
@@ -195,8 +226,13 @@ _COUNTERS: Final[tuple[tuple[str, str, str], ...]] = (
         "acks_unconfirmed",
         "WAIT and WAITAOF that got no number, because a primary that took the session's writes is no longer in charge.",
     ),
+    ("markers_refused", "ack_markers_refused", "Markers that shards did not take: their WAITAOF got an error."),
     ("discoveries", "discoveries", "Times the slot map was read from the cluster."),
     ("discovery_failures", "discovery_failures", "Times no node could be asked for the slot map."),
+)
+_FALLBACKS: Final[tuple[tuple[Literal["markers_raised", "waits_alone"], str], ...]] = (
+    ("markers_raised", "raised"),
+    ("waits_alone", "alone"),
 )
 _REDIRECTIONS: Final[tuple[Literal["moved", "ask", "tryagain"], ...]] = ("moved", "ask", "tryagain")
 _SHARD_GAUGES: Final[tuple[tuple[str, str, str], ...]] = (
@@ -266,15 +302,58 @@ class Metrics:
         )
         for concern_result in _CONCERN_RESULTS:
             self._concern_replies.labels(concern_result)
+        self._wait_replicas = Counter(
+            "ackgate_wait_replicas",
+            f"WAIT and WAITAOF answered by a number, by how many replicas it was; {MANY_REPLICAS}+ is that or more.",
+            ("command", "replicas"),
+            registry=self.registry,
+        )
+        for command in _WAIT_COMMANDS:
+            for replicas in range(MANY_REPLICAS + 1):
+                self._wait_replicas.labels(command, _replicas_label(replicas))
+        self._round_waiters = Histogram(
+            "ackgate_ack_round_waiters",
+            "How many waited for a round of acknowledgments.",
+            buckets=_WAITER_BUCKETS,
+            registry=self.registry,
+        )
+        self._step_seconds = Histogram(
+            "ackgate_step_seconds",
+            "The steps of a write's way. dispatch: read from the client to taken by the kernel for the shard; execute: "
+            "to its reply; relay: to the reply taken by the kernel for the client; these of a few plain commands a "
+            "second, which are sampled. replicate: from an offset to its acknowledgment by the replicas; persist: from "
+            "a marker to its fsync by the replicas; these of rounds, or of a probe where none ran for 10 s.",
+            ("step", "shard"),
+            buckets=_STEP_BUCKETS,
+            registry=self.registry,
+        )
+        self._steps: dict[str, dict[StepName, Histogram]] = {}
         self.registry.register(_Build(codec, dataplane))
         self.registry.register(_Families(figures))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
-    def observe_wait(self, command: WaitCommand, result: WaitResult, seconds: float) -> None:
-        """Counts one finished WAIT or WAITAOF that took ``seconds``."""
+    def observe_wait(self, command: WaitCommand, result: WaitResult, seconds: float, replicas: int | None) -> None:
+        """Counts one finished WAIT or WAITAOF that took ``seconds`` and answered ``replicas``; None: no number."""
         self._wait_seconds.labels(command, result).observe(seconds)
+        if replicas is not None:
+            self._wait_replicas.labels(command, _replicas_label(replicas)).inc()
+
+    def observe_round(self, waiters: int) -> None:
+        """Counts a round of acknowledgments that was begun for so many."""
+        self._round_waiters.observe(waiters)
+
+    def know_shard(self, shard: str) -> dict[StepName, Histogram]:
+        """The steps of the shard with the id ``shard``, which are there from the first call on, at 0."""
+        steps = self._steps.get(shard)
+        if steps is None:
+            steps = self._steps[shard] = {name: self._step_seconds.labels(name, shard) for name in _STEPS}
+        return steps
+
+    def observe_step(self, step: StepName, shard: str, seconds: float) -> None:
+        """Counts one step of a write to a shard."""
+        self.know_shard(shard)[step].observe(seconds)
 
     def observe_concern(self, result: ConcernResult, replies: int) -> None:
         """Counts replies to writes that were kept back until they were acknowledged, or were not."""
@@ -302,6 +381,16 @@ def _proxy_families(counters: Counters) -> Iterator[Metric]:
         yield GaugeMetricFamily(f"ackgate_{name}", text, value=_number(counters, key))
     for key, name, text in _COUNTERS:
         yield CounterMetricFamily(f"ackgate_{name}", text, value=_number(counters, key))
+    fallbacks = CounterMetricFamily(
+        "ackgate_ack_fallbacks",
+        "Acknowledgments asked for in another way than the usual one. raised: a marker was put on a lane that "
+        "carried one already, all being taken; alone: a wait was answered by a task of its own, because slots had "
+        "moved or a proof was missing.",
+        labels=("kind",),
+    )
+    for fallback, label in _FALLBACKS:
+        fallbacks.add_metric((label,), counters.get(fallback, 0))
+    yield fallbacks
     redirections = CounterMetricFamily("ackgate_redirections", "Redirections by shards, followed.", labels=("kind",))
     for kind in _REDIRECTIONS:
         redirections.add_metric((kind,), counters.get(kind, 0))
@@ -335,6 +424,19 @@ def _shard_families(shards: Sequence[ShardFigures]) -> Iterator[Metric]:
         for replica, behind in figures.get("lag_bytes", {}).items():
             lag.add_metric((figures["shard"], replica), behind)
     yield lag
+    seconds = GaugeMetricFamily(
+        "ackgate_replica_lag_seconds",
+        "Age of the oldest part of its primary's data that a replica is not known to have.",
+        labels=("shard", "replica"),
+    )
+    for figures in shards:
+        for replica, age in figures.get("lag_seconds", {}).items():
+            seconds.add_metric((figures["shard"], replica), age)
+    yield seconds
+
+
+def _replicas_label(replicas: int) -> str:
+    return str(replicas) if replicas < MANY_REPLICAS else f"{MANY_REPLICAS}+"
 
 
 def _number(figures: Counters | ShardFigures, key: str) -> float:

@@ -10,6 +10,8 @@ from proxy.routing.key_specs import strict_integer
 from proxy.sessions.connection import BAD_NAME, valid_name
 from proxy.sessions.session import Session
 
+TRACED = b"ackgate-trace"
+"""A client that takes this name has the way of each of its writes timed; ``ackgate trace`` does."""
 HANDLED = frozenset({b"id", b"getname", b"setname", b"setinfo", b"info", b"list", b"unblock"})
 
 
@@ -35,6 +37,7 @@ def _set_name(session: Session, name: bytes) -> bytes:
     if not valid_name(name):
         return error(BAD_NAME.format("Client names"))
     session.name = name
+    session.client.traced = name == TRACED
     return OK
 
 

@@ -12,6 +12,7 @@ import trio
 from proxy.acks.incarnation import Life
 from proxy.routing.slot_map import Node, Shard, SlotMap, choose_view
 from proxy.settings import TimeoutSettings
+from proxy.topology.offsets import Lag
 from proxy.topology.watch import Interval, NodeWatch
 from shard.client import ConnectionLost, ControlConnection, Credentials, ReplyError, format_address
 
@@ -218,6 +219,36 @@ class Cluster:
 
     def watch_of(self, node: Node) -> NodeWatch | None:
         return self.nodes.get(node.address)
+
+    def describe_shard(self, index: int) -> dict[str, Any] | None:
+        """One shard as in ``describe``."""
+        shard = self.map.shard(index)
+        return self._describe_shard(shard) if shard is not None else None
+
+    def replicas_alive(self, index: int) -> int:
+        """How many replicas of a shard answer."""
+        shard = self.map.shard(index)
+        watches = [self.watch_of(node) for node in shard.replicas] if shard is not None else []
+        return sum(1 for watch in watches if watch is not None and watch.alive)
+
+    def keeps_aof(self, index: int) -> bool:
+        """Whether a shard's primary has appendonly on, by what it said last."""
+        primary = self.primary(index)
+        watch = self.watch_of(primary) if primary is not None else None
+        return watch is not None and watch.settings.get("appendonly") == "yes"
+
+    def lag_of(self, primary: Node | None, replica: Node) -> Lag | None:
+        """How far a replica is behind; None while neither is known.
+
+        While it answers it is held against what its primary had when it was asked, not against what came since.
+        """
+        leader = self.watch_of(primary) if primary is not None else None
+        watch = self.watch_of(replica)
+        if leader is None or watch is None or not watch.tried:
+            return None
+        now = trio.current_time()
+        at = watch.asked_at if watch.alive else now
+        return leader.offsets.until(watch.offset, at, at)
 
     def describe(self) -> dict[str, Any]:
         """The topology as JSON: version, shards, nodes."""

@@ -52,6 +52,21 @@ class Trust:
                 return _untrusted(shard, name, watch.engine, watch.version)
         return None
 
+    def early(self, index: int) -> bool:
+        """Whether a shard acknowledges WAITAOF before the fsync, by what its nodes said last."""
+        shard = self.cluster.shard(index)
+        watches = [self.cluster.watch_of(node) for node in shard.nodes] if shard is not None else []
+        return any(
+            _acknowledges_early(
+                watch.engine,
+                watch.version,
+                watch.settings.get("appendonly", "").encode(),
+                watch.settings.get("appendfsync", "").encode(),
+            )
+            for watch in watches
+            if watch is not None
+        )
+
     async def _settings(self, watch: NodeWatch) -> dict[str, str]:
         """A replica's AOF settings now; those last known when it does not answer: it acknowledges nothing then."""
         with trio.move_on_after(REPLICA_PATIENCE if watch.alive else 0):

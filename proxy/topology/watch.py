@@ -11,6 +11,7 @@ import trio
 
 from proxy.acks.incarnation import Life, own_slots, parse_info
 from proxy.routing.slot_map import SlotMap, View
+from proxy.topology.offsets import Offsets
 from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
 
 SECTIONS = ("server", "replication", "persistence", "keyspace")
@@ -33,6 +34,8 @@ class NodeWatch:
         self.settings: dict[str, str] = {}
         """``appendonly`` and ``appendfsync``, empty where they cannot be read."""
         self.view: View | None = None
+        self.offsets = Offsets()
+        """Which offset it had when."""
         self.moving = False
         """Slots of it are on their way, key by key."""
         self.asked_at = -math.inf
@@ -99,6 +102,7 @@ class NodeWatch:
         if isinstance(info, ReplyError):
             raise ConnectionLost(str(info))
         self.info = parse_info(info)
+        self.offsets.add(trio.current_time(), self.offset)
         self.loading = self.info.get("loading", "0") != "0"
         if isinstance(node_id, ReplyError):
             raise ConnectionLost(f"{format_address(self.host, self.port)} is no cluster node: {node_id}")

@@ -105,8 +105,8 @@ async def test_who_joins_while_a_look_is_under_way_is_not_let_go_by_it(
         look = Primary.look
         joined = trio.Event()
 
-        async def look_and_join(self: Primary, kick_follows: bool = False) -> tuple[int, list[int]]:
-            seen = await look(self, kick_follows)
+        async def look_and_join(self: Primary, kick: bool = False) -> tuple[int, list[int]]:
+            seen = await look(self, kick)
             if not joined.is_set():
                 rounds.join(late)
                 joined.set()

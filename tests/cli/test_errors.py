@@ -40,6 +40,7 @@ def test_version_tells_what_is_compiled_and_the_python() -> None:
         ["proxy"],
         ["check"],
         ["status"],
+        ["trace"],
         ["shard"],
         ["shard", "form"],
         ["shard", "start"],

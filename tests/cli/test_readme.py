@@ -66,9 +66,10 @@ def test_the_tour_is_true(tmp_path: Path) -> None:
 )
 def test_the_options_it_names_exist(option: str) -> None:
     from proxy.commands.status import status
+    from proxy.commands.trace import trace
     from proxy.commands.up import up as command
 
-    known = {name for each in (command, status) for parameter in each.params for name in parameter.opts}
+    known = {name for each in (command, status, trace) for parameter in each.params for name in parameter.opts}
     assert option in known
 
 

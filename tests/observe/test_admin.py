@@ -36,6 +36,9 @@ class StubServer:
     def topology(self) -> dict[str, Any]:
         return {"version": 3, "shards": self.shards}
 
+    def trace(self, client: int) -> dict[str, Any] | None:
+        return {"complete": True} if client == 7 else None
+
 
 class Log:
     def __init__(self) -> None:
@@ -77,6 +80,14 @@ async def test_alive_ready_and_topology() -> None:
         assert kind == "application/json"
         assert json.loads((await get(f"{url}/topology"))[2]) == server.topology()
         assert (await get(f"{url}/nothing"))[0] == 404
+
+
+async def test_the_trace_of_a_client_can_be_read() -> None:
+    async with admin(StubServer()) as url:
+        status, kind, body = await get(f"{url}/traces/7")
+        assert (status, kind, json.loads(body)) == (200, "application/json", {"complete": True})
+        assert (await get(f"{url}/traces/8"))[0] == 404
+        assert (await get(f"{url}/traces/key"))[0] == 404
 
 
 async def test_not_ready_is_503_with_the_reason_and_still_alive() -> None:

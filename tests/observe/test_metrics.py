@@ -68,13 +68,30 @@ def test_every_documented_figure_is_published() -> None:
 
 
 def test_every_documented_figure_of_a_shard_is_published() -> None:
-    keys = [key for key in ShardFigures.__annotations__ if key not in ("shard", "lag_bytes")]
+    keys = [key for key in ShardFigures.__annotations__ if key not in ("shard", "lag_bytes", "lag_seconds")]
     figures = {key: number for number, key in enumerate(keys, 1000)}
-    shard = figures | {"shard": "abc", "lag_bytes": {"127.0.0.1:7001": 5000}}
+    shard = figures | {"shard": "abc", "lag_bytes": {"127.0.0.1:7001": 5000}, "lag_seconds": {"127.0.0.1:7001": 0.75}}
     found = families(Metrics(Stub(shards=[shard])))  # type: ignore[list-item]
     samples = [sample for family in found.values() for sample in family.samples if sample.labels.get("shard") == "abc"]
-    assert set(figures.values()) | {5000} == {sample.value for sample in samples}
+    assert set(figures.values()) | {5000, 0.75} == {sample.value for sample in samples}
     assert value(found, "ackgate_replica_lag_bytes", shard="abc", replica="127.0.0.1:7001") == 5000
+    assert value(found, "ackgate_replica_lag_seconds", shard="abc", replica="127.0.0.1:7001") == 0.75
+
+
+def test_the_steps_of_a_shard_are_there_once_it_is_known() -> None:
+    metrics = Metrics(Stub())
+    metrics.know_shard("abc")
+    metrics.observe_step("relay", "abc", 0.00003)
+    found = families(metrics)
+    assert value(found, "ackgate_step_seconds", "_count", shard="abc", step="relay") == 1
+    assert value(found, "ackgate_step_seconds", "_bucket", shard="abc", step="relay", le="2e-05") == 0
+    assert value(found, "ackgate_step_seconds", "_count", shard="abc", step="persist") == 0
+
+
+def test_fallbacks_are_told_by_kind() -> None:
+    found = families(Metrics(Stub({"markers_raised": 2, "waits_alone": 3})))
+    assert value(found, "ackgate_ack_fallbacks", "_total", kind="raised") == 2
+    assert value(found, "ackgate_ack_fallbacks", "_total", kind="alone") == 3
 
 
 def test_a_shard_without_a_figure_has_no_sample_of_it() -> None:
@@ -85,13 +102,15 @@ def test_a_shard_without_a_figure_has_no_sample_of_it() -> None:
 
 def test_waits_are_counted_by_command_and_result_and_start_at_zero() -> None:
     metrics = Metrics(Stub())
-    assert value(families(metrics), "ackgate_wait_seconds", "_count", command="waitaof", result="unblocked") == 0
-    metrics.observe_wait("wait", "reached", 0.0004)
-    metrics.observe_wait("wait", "reached", 0.3)
+    assert value(families(metrics), "ackgate_wait_seconds", "_count", command="waitaof", result="unconfirmed") == 0
+    metrics.observe_wait("wait", "reached", 0.0004, 1)
+    metrics.observe_wait("wait", "reached", 0.3, 7)
     found = families(metrics)
     assert value(found, "ackgate_wait_seconds", "_count", command="wait", result="reached") == 2
     assert value(found, "ackgate_wait_seconds", "_sum", command="wait", result="reached") == pytest.approx(0.3004)
     assert value(found, "ackgate_wait_seconds", "_bucket", command="wait", result="reached", le="0.0005") == 1
+    assert value(found, "ackgate_wait_replicas", "_total", command="wait", replicas="1") == 1
+    assert value(found, "ackgate_wait_replicas", "_total", command="wait", replicas="5+") == 1
 
 
 def test_build_process_and_platform_are_told() -> None:
