@@ -62,7 +62,7 @@ def silent(session: Wire) -> bool:
     return not select.select([session.sock], [], [], 0)[0]
 
 
-# ---- what is kept back, and what is not --------------------------------------------------------------------------------
+# ---- what is kept back, and what is not -----------------------------------------------------------------------------
 
 
 def test_the_reply_comes_when_the_replica_has_the_write(side: Ackgate, session: Wire) -> None:
@@ -96,10 +96,9 @@ def test_an_exempted_key_waits_for_nobody(side: Ackgate, session: Wire) -> None:
 
 
 def test_who_leaves_leaves_nothing_behind(side: Ackgate) -> None:
-    with side.replica.stopped():
-        with side.session() as leaving:
-            leaving.send("SET", key(side, "any:"), "1")
-            until_held(side)
+    with side.replica.stopped(), side.session() as leaving:
+        leaving.send("SET", key(side, "any:"), "1")
+        until_held(side)
     until_held(side, 0)
     until(lambda: side.metric("ackgate_clients_open") == 0, "the client is gone")
 
@@ -124,7 +123,7 @@ def test_many_replies_are_kept_in_few_questions(side: Ackgate, session: Wire) ->
     assert session.pipeline(lines) == [odd[number] if number % 2 else even[number] for number in numbers]
 
 
-# ---- at the deadline ---------------------------------------------------------------------------------------------------
+# ---- at the deadline ------------------------------------------------------------------------------------------------
 
 
 def test_at_the_deadline_an_error_says_that_it_was_applied(side: Ackgate, session: Wire) -> None:
@@ -181,7 +180,7 @@ def test_a_flush_is_kept_back_as_a_write_without_a_key(side: Ackgate, session: W
     assert session.receive() == OK
 
 
-# ---- on disk -----------------------------------------------------------------------------------------------------------
+# ---- on disk --------------------------------------------------------------------------------------------------------
 
 
 def test_the_primarys_own_disk_does_not_wait_for_the_replica(side: Ackgate, session: Wire) -> None:
@@ -207,7 +206,7 @@ def test_what_cannot_be_known_is_refused_with_the_reason(side: Ackgate, session:
     assert replies(side, "refused") == before + 1
 
 
-# ---- when the primary goes ---------------------------------------------------------------------------------------------
+# ---- when the primary goes ------------------------------------------------------------------------------------------
 
 
 def test_a_primary_that_goes_leaves_the_outcome_unknown(tmp_path: Path) -> None:
@@ -225,7 +224,7 @@ def test_a_primary_that_goes_leaves_the_outcome_unknown(tmp_path: Path) -> None:
         assert metric(running, 'ackgate_concern_replies_total{result="unconfirmed"}') == 2
 
 
-# ---- which rule --------------------------------------------------------------------------------------------------------
+# ---- which rule -----------------------------------------------------------------------------------------------------
 
 
 def concerns(*rules: Rule) -> Concerns:

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -18,15 +18,17 @@ from shard.errors import ShardError
 from tests.bench import profile as profiling
 from tests.bench import report
 from tests.bench.errors import BenchError
-from tests.bench.fleet import ACK_NAMES, NAMES, running
+from tests.bench.fleet import NAMES, running
 from tests.bench.rounds import measure_all
 from tests.bench.samples import Sample
 from tests.bench.targets import Target
-from tests.bench.workloads import WORKLOADS, Workload, choose
+from tests.bench.workloads import WORKLOADS, Kind, Workload, choose
 
 RESULTS = Path(__file__).parent / "results"
 _WIDTH_OF_TABLES = 160
-_TARGETS = tuple(dict.fromkeys(NAMES + ACK_NAMES))
+_TARGETS = tuple(dict.fromkeys(name for names in NAMES.values() for name in names))
+
+_PROFILED: Mapping[Kind, str] = {"plain": "ackgate", "acks": "ackgate-3", "durable": "ackgate-replicas"}
 
 
 def _stop(*_: object) -> None:
@@ -55,7 +57,9 @@ def main() -> None:
 @click.argument("names", nargs=-1, metavar="[WORKLOAD]...")
 @click.option("--target", "targets", multiple=True, type=click.Choice(_TARGETS), help="Only this one; may be repeated.")
 @click.option(
-    "--rounds", type=click.IntRange(1, 100), help="How often each is measured.  [default: 5, acks 3; quick: 2, acks 1]"
+    "--rounds",
+    type=click.IntRange(1, 100),
+    help="How often each is measured.  [default: 5, acknowledged writes 3; quick: 2, 1]",
 )
 @click.option("--seconds", type=click.FloatRange(0.1, 60), help="How long each time.  [default: 1; quick: 0.3]")
 @click.option("--quick", is_flag=True, help="About three minutes, for a first look: few and short rounds.")
@@ -78,10 +82,10 @@ def run(
             if line.startswith("left out"):
                 left_out.append(line)
 
-        for chosen, fleet_names in _halves(workloads, targets):
+        for chosen, fleet_names in _parts(workloads, targets):
             usual = 2 if quick else 5
-            # A sample of acknowledgments takes longer.
-            turns = rounds or ((usual + 1) // 2 if chosen[0].acks else usual)
+            # A sample of acknowledged writes takes longer.
+            turns = rounds or (usual if chosen[0].kind == "plain" else (usual + 1) // 2)
             part = _measure(chosen, fleet_names, turns, seconds, quick, progress, hear)
             parts.append(part)
             if part.interrupted:
@@ -96,13 +100,11 @@ def run(
         sys.exit(1)
 
 
-def _halves(
-    workloads: Sequence[Workload], targets: Sequence[str]
-) -> Iterator[tuple[list[Workload], list[str]]]:
-    """Plain commands and acknowledgments, each with its targets. Raises ``BenchError`` when there is none for any."""
+def _parts(workloads: Sequence[Workload], targets: Sequence[str]) -> Iterator[tuple[list[Workload], list[str]]]:
+    """The workloads of each kind, with their targets. Raises ``BenchError`` when there is none for any."""
     found = False
-    for acks, all_names in ((False, NAMES), (True, ACK_NAMES)):
-        chosen = [workload for workload in workloads if (workload.acks is not None) == acks]
+    for kind, all_names in NAMES.items():
+        chosen = [workload for workload in workloads if workload.kind == kind]
         names = [name for name in all_names if name in targets or not targets]
         if chosen and names:
             found = True
@@ -120,10 +122,9 @@ def _measure(
     progress: Progress,
     hear: Callable[[str], None],
 ) -> report.Part:
-    acks = workloads[0].acks is not None
     with (
         tempfile.TemporaryDirectory(prefix="ackgate-bench-") as folder,
-        running(names, Path(folder), hear, acks=acks) as fleet,
+        running(names, Path(folder), hear, workloads[0].kind) as fleet,
     ):
         task = progress.add_task("", total=rounds * len(workloads) * len(fleet))
 
@@ -150,14 +151,14 @@ def profile(name: str, seconds: float, ahead: bool) -> None:
     if workload.idle_clients:
         raise BenchError(f"{workload.name} measures memory: profile A-get instead")
     console = _console()
-    name = "ackgate-3" if workload.acks else "ackgate"
+    name = _PROFILED[workload.kind]
 
     def tell(line: str) -> None:
         Console(stderr=True).print(line, highlight=False)
 
     with (
         tempfile.TemporaryDirectory(prefix="ackgate-bench-") as folder,
-        running([name], Path(folder), tell, acks=workload.acks is not None) as [target],
+        running([name], Path(folder), tell, workload.kind) as [target],
     ):
         if target.failure:
             raise BenchError(target.failure)

@@ -6,6 +6,8 @@ measured. Ackgate's form a cluster, as it needs one; the others' are servers of 
 
 Acknowledgments: one primary with one replica, asked directly, beside Ackgate with one and with three such shards. All
 nodes sync their append-only file before each reply, as Ackgate's do by default.
+
+Durable writes: three such shards, and in front of them one Ackgate for each policy.
 """
 
 from __future__ import annotations
@@ -25,10 +27,16 @@ from shard.binary import Server, find_server
 from shard.process import Process
 from tests.bench.errors import BenchError
 from tests.bench.targets import ENVIRONMENT, Target, answers, end, free_port, info, launch, load_data, said, wait_for
+from tests.bench.workloads import Kind
 
-NAMES = ("direct", "ackgate", "twemproxy", "haproxy", "envoy")
-ACK_NAMES = ("direct", "ackgate-1", "ackgate-3")
-"""``direct`` has a replica there; the others are named after their number of shards."""
+NAMES: Mapping[Kind, tuple[str, ...]] = {
+    "plain": ("direct", "ackgate", "twemproxy", "haproxy", "envoy"),
+    # "direct" has a replica there; the others are named after their number of shards.
+    "acks": ("direct", "ackgate-1", "ackgate-3"),
+    # Named after what a reply waits for; "ackgate-3" is the one without a policy.
+    "durable": ("ackgate-3", "ackgate-replicas", "ackgate-disks"),
+}
+"""The targets of each kind of workload."""
 
 _SHARDS = 3
 _MAXCLIENTS = 12_000
@@ -36,19 +44,19 @@ _BACKLOG = 1024
 _PLAIN: Mapping[str, object] = {"aof": "off", "replicas": 0, "shards": _SHARDS}
 # A replica that is stopped for some seconds is not to be taken for a failed one.
 _REPLICATED: Mapping[str, object] = {"aof": "always", "replicas": 1, "node_timeout_ms": 15_000}
+_REPLICATED_3: Mapping[str, object] = {**_REPLICATED, "shards": 3}
 
 
 @contextmanager
-def running(names: Sequence[str], folder: Path, tell: Callable[[str], None], *, acks: bool) -> Iterator[list[Target]]:
+def running(names: Sequence[str], folder: Path, tell: Callable[[str], None], kind: Kind) -> Iterator[list[Target]]:
     """The named targets, those that are installed, started and loaded with data; ``tell`` hears of what is missing.
 
-    ``acks``: the ones for acknowledgments. One that does not start is there all the same, and tells its ``failure``.
+    ``kind``: of the workloads they are for. One that does not start is there all the same, and tells its ``failure``.
     Raises ``BenchError``.
     """
     with ExitStack() as stack:
         fleet = _Fleet(folder, tell, stack)
-        all_names = ACK_NAMES if acks else NAMES
-        targets = [target for name in all_names if name in names and (target := fleet.make(name, acks)) is not None]
+        targets = [target for name in NAMES[kind] if name in names and (target := fleet.make(name, kind)) is not None]
         if not targets:
             raise BenchError(f"none of {', '.join(names)} is installed")
         for target in targets:
@@ -78,15 +86,18 @@ class _Fleet:
         self._stack = stack
         self._server = find_server()
         self._standalone: list[tuple[int, Process]] = []
+        self._clusters: dict[str, tuple[list[int], Process]] = {}
         self._to_load: list[int] = []
 
-    def make(self, name: str, acks: bool) -> Target | None:
+    def make(self, name: str, kind: Kind) -> Target | None:
         """Return the target, None where it is not installed; with its ``failure`` where its shards do not start."""
         makers: dict[str, Callable[[], Target | None]] = {
-            "direct": self._replicated if acks else self._direct,
+            "direct": self._replicated if kind == "acks" else self._direct,
             "ackgate": lambda: self._ackgate("ackgate", _PLAIN),
             "ackgate-1": lambda: self._ackgate("ackgate-1", {**_REPLICATED, "shards": 1}),
-            "ackgate-3": lambda: self._ackgate("ackgate-3", {**_REPLICATED, "shards": 3}),
+            "ackgate-3": lambda: self._ackgate("ackgate-3", _REPLICATED_3),
+            "ackgate-replicas": lambda: self._ackgate("ackgate-replicas", _REPLICATED_3, {"replicas": 1}),
+            "ackgate-disks": lambda: self._ackgate("ackgate-disks", _REPLICATED_3, {"fsync": "both"}),
             "twemproxy": self._twemproxy,
             "haproxy": self._haproxy,
             "envoy": self._envoy,
@@ -147,7 +158,8 @@ class _Fleet:
             one_shard=True,
         )
 
-    def _ackgate(self, name: str, cluster_settings: Mapping[str, object]) -> Target:
+    def _ackgate(self, name: str, cluster_settings: Mapping[str, object], *durability: Mapping[str, object]) -> Target:
+        """``durability``: the policies of its writes."""
         nodes, cluster = self._cluster(name, cluster_settings)
         port, admin_port = free_port(), free_port()
         settings = {
@@ -155,6 +167,7 @@ class _Fleet:
             "listen": {"port": port},
             "admin": {"port": admin_port},
             "clients": {"maxclients": _MAXCLIENTS},
+            "durability": durability,
         }
         configuration = self._write(f"{name}.yaml", json.dumps(settings))
         log = self._log(name)
@@ -264,7 +277,13 @@ class _Fleet:
         return self._standalone
 
     def _cluster(self, name: str, settings: Mapping[str, object]) -> tuple[list[int], Process]:
-        """Return the nodes' ports and the process whose children they are."""
+        """Return the nodes' ports and the process whose children they are; the same at the same settings."""
+        key = json.dumps(settings)
+        if key not in self._clusters:
+            self._clusters[key] = self._new_cluster(name, settings)
+        return self._clusters[key]
+
+    def _new_cluster(self, name: str, settings: Mapping[str, object]) -> tuple[list[int], Process]:
         cluster = {**settings, "snapshot": "off", "maxclients": _MAXCLIENTS}
         configuration = self._write(f"{name}-cluster.yaml", json.dumps({"cluster": cluster}))
         log = self._log(f"{name}-cluster")

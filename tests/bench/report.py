@@ -20,7 +20,9 @@ from tests.bench.targets import Target
 from tests.bench.workloads import Workload
 
 REFERENCES = ("twemproxy", "envoy", "direct")
-OURS = ("ackgate", "ackgate-1", "ackgate-3")
+UNHELD = "ackgate-3"
+"""What durable writes are compared with: the target where no policy holds them."""
+OURS = ("ackgate", "ackgate-1", UNHELD, "ackgate-replicas", "ackgate-disks")
 
 # Above it, what the others do shows in the ratios of short rounds.
 _BUSY_SHARE = 0.1
@@ -147,7 +149,7 @@ def _row(workload: Workload, target: Target, samples: list[Sample]) -> Row:
 
 def _ratios(good: list[Sample], samples: list[Sample], read: Callable[[Sample], float]) -> dict[str, Ratio]:
     ratios: dict[str, Ratio] = {}
-    for reference in REFERENCES:
+    for reference in (*REFERENCES, UNHELD):
         by_round = _by_round(good[0].workload, reference, samples, read)
         quotients = [read(sample) / by_round[sample.round] for sample in good if by_round.get(sample.round)]
         if quotients:
@@ -219,10 +221,22 @@ ACK_HEADINGS = (
     "pairs/s / direct",
 )
 
+DURABLE_HEADINGS = (*HEADINGS[: -len(REFERENCES)], f"CPU / {UNHELD}", f"ops/s / {UNHELD}")
+
 
 def _cells(row: Row) -> list[str]:
     if not row.rounds:
         return [row.target, "FAILED", *[""] * (len(HEADINGS) - 3)]
+    return [*_figures(row), *(_against(row, row.cpu_ratios, reference) for reference in REFERENCES)]
+
+
+def _durable_cells(row: Row) -> list[str]:
+    if not row.rounds:
+        return [row.target, "FAILED", *[""] * (len(DURABLE_HEADINGS) - 3)]
+    return [*_figures(row), _against(row, row.cpu_ratios, UNHELD), _against(row, row.throughput_ratios, UNHELD)]
+
+
+def _figures(row: Row) -> list[str]:
     return [
         _name(row),
         f"{row.per_second:,.0f}",
@@ -231,14 +245,12 @@ def _cells(row: Row) -> list[str]:
         f"{row.p50_ms:.2f}",
         f"{row.p99_ms:.2f}",
         f"{row.resident_bytes / _MB:.0f}",
-        *(_against(row, reference) for reference in REFERENCES),
     ]
 
 
 def _ack_cells(row: Row) -> list[str]:
     if not row.rounds:
         return [row.target, "FAILED", *[""] * (len(ACK_HEADINGS) - 3)]
-    ratio = (row.throughput_ratios or {}).get("direct")
     return [
         _name(row),
         f"{row.per_second:,.0f}",
@@ -250,7 +262,7 @@ def _ack_cells(row: Row) -> list[str]:
         f"{row.resident_bytes / _MB:.1f}",
         f"{row.resident_growth:+.1%}",
         f"{row.load_share:.0%}",
-        "" if ratio is None or row.target == "direct" else str(ratio),
+        _against(row, row.throughput_ratios, "direct"),
     ]
 
 
@@ -258,8 +270,8 @@ def _name(row: Row) -> str:
     return row.target + (" FAILED at times*" if row.failures else "*" if row.doubts else "")
 
 
-def _against(row: Row, reference: str) -> str:
-    ratio = (row.cpu_ratios or {}).get(reference)
+def _against(row: Row, ratios: dict[str, Ratio] | None, reference: str) -> str:
+    ratio = (ratios or {}).get(reference)
     return "" if ratio is None or row.target == reference else str(ratio)
 
 
@@ -286,13 +298,16 @@ def _tables(
     report: Report,
 ) -> Iterator[tuple[str, tuple[str, ...], list[Workload], Callable[[Row], list[str]]]]:
     """Title, headings, workloads and the cells of a row, for each table that has any."""
-    plain = [workload for workload in report.workloads if workload.acks is None]
-    pairs = [workload for workload in report.workloads if workload.acks is not None]
+    plain, pairs, durable = (
+        [workload for workload in report.workloads if workload.kind == kind] for kind in ("plain", "acks", "durable")
+    )
     ratios = "medians of the rounds; ratios round by round: median (least-most)"
     if plain:
         yield ratios, HEADINGS, plain, _cells
     if pairs:
         yield f"SET and its acknowledgment; {ratios}", ACK_HEADINGS, pairs, _ack_cells
+    if durable:
+        yield f"SET, its reply held back by policy; {ratios}", DURABLE_HEADINGS, durable, _durable_cells
 
 
 def _failures(report: Report) -> list[str]:
@@ -343,6 +358,9 @@ def _plain_aims(workload: Workload, row: Row) -> Iterator[Aim]:
     if workload.goal_kb_per_client is not None and row.bytes_per_client is not None:
         kb = row.bytes_per_client / _KB
         yield Aim(workload.name, "KB a silent client", f"{kb:.1f}", kb, workload.goal_kb_per_client)
+    for target, limit in workload.durable_goals:
+        if target == row.target and (ratio := (row.cpu_ratios or {}).get(UNHELD)):
+            yield Aim(workload.name, f"{target}: CPU / {UNHELD}", str(ratio), ratio.median, limit)
 
 
 def _ack_aims(workload: Workload, row: Row) -> Iterator[Aim]:

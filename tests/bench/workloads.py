@@ -16,6 +16,9 @@ BIG_KEYS = 100
 
 BIG_BYTES = 64 * 1024
 
+Kind = Literal["plain", "acks", "durable"]
+"""Plain commands; pairs of a write and its acknowledgment; plain writes, whose replies a policy may hold back."""
+
 # redis-benchmark writes a random number of twelve digits in place of this, another one at each place and time.
 _ANY = "__rand_int__"
 
@@ -72,6 +75,17 @@ class Workload:
     acks: Acks | None = None
     """Not plain commands, but writes and their acknowledgments, for ``tests.bench.acks``."""
     ack_goals: AckGoals = AckGoals()
+    durable: bool = False
+    """On targets that differ in their durability policy only."""
+    durable_goals: tuple[tuple[str, float], ...] = ()
+    """The most that a command may cost a target in CPU, in multiples of what it costs where no policy holds it."""
+
+    @property
+    def kind(self) -> Kind:
+        """What its targets are chosen by, and its table."""
+        if self.acks is not None:
+            return "acks"
+        return "durable" if self.durable else "plain"
 
 
 _GET = ("GET", f"key:{_ANY}")
@@ -148,6 +162,14 @@ WORKLOADS: tuple[Workload, ...] = (
         1,
         Acks(("WAIT", "1", "100"), ":0\r\n", stopped="one", timeout_ms=100, least_s=_SLOW_S),
         AckGoals(late_ms=5),
+    ),
+    Workload(
+        "durable-500",
+        "SET of 64 bytes, 500 clients, held back by policy",
+        500,
+        _SET,
+        durable=True,
+        durable_goals=(("ackgate-replicas", 1.5),),
     ),
 )
 

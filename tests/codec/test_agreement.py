@@ -195,8 +195,10 @@ def _harmless(function: Any, buffer: bytes, *arguments: Any) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(memoryview(b"+a\r\n"),), (None,), (b"+", 7), (b"+", ()), (b"+a\r\n", None, -1), (b"+a\r\n", None, 3, 2)]
-    + [(b"+a\r\n", None, 0, 5), (b"+a\r\n", None, 5), (bytearray(b"+a\r\n"), None, 0, 5), (b"+", None, "0", 1)],
+    [
+        *((memoryview(b"+a\r\n"),), (None,), (b"+", 7), (b"+", ()), (b"+a\r\n", None, -1), (b"+a\r\n", None, 3, 2)),
+        *((b"+a\r\n", None, 0, 5), (b"+a\r\n", None, 5), (bytearray(b"+a\r\n"), None, 0, 5), (b"+", None, "0", 1)),
+    ],
 )
 def test_other_types_are_refused(compiled: Implementation, arguments: tuple[Any, ...]) -> None:
     with pytest.raises((TypeError, ValueError)):
