@@ -100,7 +100,12 @@ class Server:
             hint=self.cluster.hint,
             recorder=self.steps.of,
         )
-        self.probes = Probes(self.acks, replicas=self.cluster.replicas_alive, keeps_aof=self.cluster.keeps_aof)
+        self.probes = Probes(
+            self.acks,
+            settings.acks.probe_interval,
+            replicas=self.cluster.replicas_alive,
+            keeps_aof=self.cluster.keeps_aof,
+        )
         self.traces = Traces(self.acks, describe=self.cluster.describe_shard, keeps_aof=self.cluster.keeps_aof)
         self.lanes = Lanes(
             self.plane,

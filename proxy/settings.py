@@ -160,9 +160,12 @@ class AckSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     - ``untrusted_waitaof``: what WAITAOF answers where the engine is known to claim an fsync before it happened
       (Valkey with ``appendfsync everysec``): ``error`` answers an error naming the shard and the cure, ``pass`` hands
       on the engine's number. Default error.
+    - ``probe_interval``: seconds between two measurements of how long replication and fsync take, of a shard where
+      nobody waits for them; one writes a marker of 48 bytes that changes nothing. 0 is never. Default 10.
     """
 
     untrusted_waitaof: Literal["error", "pass"] = "error"
+    probe_interval: DurationOrNever = 10.0
 
 
 class DurabilityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

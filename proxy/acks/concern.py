@@ -118,7 +118,7 @@ class Concerns:
         self._keys_of = keys_of
         self._plane = plane
         self._busy: set[tuple[int, int]] = set()
-        """(shard, class) of questions that were put less than PATIENCE ago."""
+        """(shard, class) of questions behind which replies are gathered."""
         self._kept = trio.Event()
         self._observe = observe
         self._questions = [rule.concern.questions() for rule in self.rules]
@@ -190,13 +190,14 @@ class Concerns:
 class _Held:
     """One hold, until all its questions are answered or one says no."""
 
-    __slots__ = ("_concern", "_concerns", "_hold", "_missing")
+    __slots__ = ("_concern", "_concerns", "_hold", "_missed", "_missing")
 
     def __init__(self, concerns: Concerns, hold: Hold, questions: Sequence[Asked]) -> None:
         self._concerns = concerns
         self._hold: Hold | None = hold
         self._concern = concerns.rules[hold.concern - 1].concern
         self._missing = len(questions)
+        self._missed = False
         for asked in questions:
             concerns.ask(hold, asked, partial(self._answered, asked))
 
@@ -209,13 +210,12 @@ class _Held:
             self._miss(self._concern.failure(frame[1:].decode("utf-8", "replace").strip()), "refused")
         elif not _reached(asked, frame):
             self._miss(self._concern.failure(), "deadline")
-        elif not self._missing:
-            self._finish(None, "reached")
+        if not self._missing:
+            self._finish(None, "passed" if self._missed else "reached")
 
     def _miss(self, failure: bytes, result: ConcernResult) -> None:
-        if self._concern.on_timeout == "ack":
-            self._finish(None, "passed")
-        else:
+        self._missed = True  # a reply that may pass all the same waits for what else is asked for
+        if self._concern.on_timeout == "error":
             self._finish(failure, result)
 
     def _finish(self, failure: bytes | None, result: ConcernResult) -> None:

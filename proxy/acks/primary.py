@@ -33,6 +33,8 @@ class Primary:
         self.engine = "valkey" if "valkey_version" in info else "redis"
         self.version = info.get("valkey_version") or info.get("redis_version", "")
         self.kicked = -KICK_AGAIN
+        self.doubtful = False
+        """The last kick freed none: the next look kicks again."""
         self.free: list[ControlConnection] = []
         self.lanes = 0
         self.replicas: list[Any] = []
@@ -69,8 +71,10 @@ class Primary:
         return "CLIENT", "UNBLOCK", self.kicker_id
 
     def _kicked(self, freed: Any) -> None:
-        # Not freed: the next one has yet to run, the two connections being served in any order. It will ask then.
+        # Not freed: the next one has yet to run, the two connections being served in any order, and will ask then. Or
+        # there is none: the connection was killed, or somebody else freed what stood on it.
         self.kicked = trio.current_time()
+        self.doubtful = freed != 1
         self._stocked -= freed == 1
         self._misses = 0 if freed == 1 else self._misses + 1
 

@@ -7,6 +7,7 @@ few bytes of the replication stream, which the acknowledgment of the next one sh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -17,16 +18,20 @@ from proxy.acks.wait import Acks
 from proxy.acks.waiters import Gate, Waiter
 from shard.client import ConnectionLost, ReplyError
 
-EVERY = 10.0  # seconds
 PATIENCE = 2.0  # seconds for one probe
 SETTLES = 0.01  # seconds until the bytes of the first request are in the stream
 
 
 class Probes:
-    """``replicas(shard)`` is how many of a shard's replicas answer; ``keeps_aof(shard)`` whether its primary does."""
+    """``every`` so many seconds, 0 for never; ``replicas(shard)`` is how many of a shard's replicas answer;
+    ``keeps_aof(shard)`` whether its primary does.
+    """
 
-    def __init__(self, acks: Acks, *, replicas: Callable[[int], int], keeps_aof: Callable[[int], bool]) -> None:
+    def __init__(
+        self, acks: Acks, every: float, *, replicas: Callable[[int], int], keeps_aof: Callable[[int], bool]
+    ) -> None:
         self._acks = acks
+        self._every = every or math.inf
         self._replicas = replicas
         self._keeps_aof = keeps_aof
 
@@ -34,13 +39,13 @@ class Probes:
         """Probe the shards that are due, for ever."""
         async with trio.open_nursery() as nursery:
             while True:
-                await trio.sleep(EVERY)
+                await trio.sleep(self._every)
                 for shard in self._acks.shards():
                     if self._replicas(shard):
                         nursery.start_soon(self._probe, self._acks.of(shard), self._replicas(shard))
 
     async def _probe(self, rounds: ShardRounds, replicas: int) -> None:
-        due = trio.current_time() - EVERY * 0.9
+        due = trio.current_time() - self._every * 0.9
         with suppress(ConnectionLost, ReplyError):
             if rounds.steps.last["replicate"] < due:
                 with trio.move_on_after(PATIENCE):

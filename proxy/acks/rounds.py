@@ -279,6 +279,7 @@ class ShardRounds:
                 if isinstance(error, Demoted):
                     self.reset()
                 await trio.sleep(RETRY)
+                self._unmarked, self._unwritten = _staying(self._unmarked), _staying(self._unwritten)
                 if self._unmarked or self._unwritten:
                     self._marking_wanted.set()
 
@@ -423,7 +424,7 @@ class ShardRounds:
         self._lane_freed = trio.Event()
 
     async def _look(self, primary: Primary, kick: bool) -> tuple[int, list[int]]:
-        if not kick and trio.current_time() - primary.kicked < KICK_AGAIN:
+        if not (kick or primary.doubtful) and trio.current_time() - primary.kicked < KICK_AGAIN:
             return await primary.look()
         async with self._kicking:
             return await primary.look(kick=True)

@@ -49,7 +49,7 @@ class Waitlist:
 
     def put_back(self, unsampled: list[Waiter]) -> None:
         """Nothing was sampled."""
-        self._unsampled = unsampled + self._unsampled
+        self._unsampled = self._staying(unsampled) + self._unsampled
 
     def sampled(self, unsampled: list[Waiter], offset: int) -> None:
         """They wait for this offset from now on."""
@@ -105,11 +105,18 @@ class Waitlist:
         if waiter.done:
             self._left -= 1
 
+    def _staying(self, waiters: list[Waiter]) -> list[Waiter]:
+        for waiter in waiters:
+            if waiter.done:
+                self._forget(waiter)
+        return [waiter for waiter in waiters if waiter.listed]
+
     def _purge(self) -> None:
+        # While a shard cannot be reached nobody is sampled or looked at, and these grow as well.
+        self._unsampled = self._staying(self._unsampled)
+        self._at_once = self._staying(self._at_once)
         for want, heap in list(self._by_want.items()):
-            for _, _, waiter in heap:
-                if waiter.done:
-                    self._forget(waiter)
+            self._staying([waiter for _, _, waiter in heap])
             heap[:] = [entry for entry in heap if entry[2].listed]
             heapify(heap)
             if not heap:

@@ -45,4 +45,5 @@ cdef class Plane:
 cdef class Party(Handler):
     cdef public Plane plane
     cdef public bint dirty
+    cdef public Py_ssize_t kept_bytes
     cdef public Py_ssize_t pending

@@ -104,7 +104,7 @@ def _no_concern(client: Client, raw: bytes) -> int:
 class Party(Handler):
     """What a batch of commands knows of its client."""
 
-    __slots__ = ("dirty", "pending", "plane")
+    __slots__ = ("dirty", "kept_bytes", "pending", "plane")
 
     def __init__(self, plane: Any) -> None:
         self.plane = plane
@@ -112,3 +112,5 @@ class Party(Handler):
         """It has replies to be passed on at the end of the turn."""
         self.pending = 0
         """Commands parsed and not yet answered."""
+        self.kept_bytes = 0
+        """Bytes of replies that are kept back until their writes are acknowledged."""

@@ -56,7 +56,7 @@ cdef class Client(Party):
     cpdef process(self)
     cdef Py_ssize_t _complete(self, list commands) except -1
     cpdef advance(self)
-    @cython.locals(plane=Plane)
+    @cython.locals(plane=Plane, kept=Py_ssize_t)
     cdef bint _full(self) except -1
     @cython.locals(batch=Batch, count=Py_ssize_t, index=Py_ssize_t, slot=cython.int, plane=Plane)
     cdef _dispatch(self, list commands)

@@ -128,8 +128,9 @@ class Client(Party):
         return self._stopped
 
     def kept_replies(self) -> int:
-        """Bytes of replies that are in and cannot be sent before an earlier one."""
-        return sum(len(frame) for batch in self.batches for frame in batch.replies if frame is not None)
+        """Bytes of replies that are in and cannot be sent yet: before an earlier one, or unacknowledged."""
+        waiting = (frame for batch in self.batches for frame in batch.replies if frame is not None)
+        return self.kept_bytes + sum(map(len, waiting))
 
     # -- what is asked of it by the data plane ------------------------------------------------
     def on_event(self, mask: int) -> None:
@@ -232,7 +233,8 @@ class Client(Party):
 
     def _full(self) -> bool:
         plane = self.plane
-        return self.pending >= plane.max_commands or self.pending_bytes >= plane.max_bytes or self.out_bytes >= SLOW
+        kept = self.pending_bytes + self.kept_bytes
+        return self.pending >= plane.max_commands or kept >= plane.max_bytes or self.out_bytes >= SLOW
 
     def _dispatch(self, commands: list[tuple[int, int, bytes]]) -> None:
         plane = self.plane

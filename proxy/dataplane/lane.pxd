@@ -24,7 +24,7 @@ cdef class Lane(Handler):
     cdef public Run tail
     cdef public list out
     cdef public Py_ssize_t held_bytes
-    cdef public Hold open_hold
+    cdef public dict open_holds
     cdef public long long taken
     cdef public long long sent
     cdef public Sample sample

@@ -49,7 +49,7 @@ class Lane(Handler):
         "fd",
         "fifo",
         "held_bytes",
-        "open_hold",
+        "open_holds",
         "out",
         "owner",
         "plane",
@@ -84,7 +84,8 @@ class Lane(Handler):
         self.out: list[bytes] = []
         self.dirty = False
         self.held_bytes = 0
-        self.open_hold: Hold | None = None
+        self.open_holds: dict[int, Hold] = {}
+        """Class of concern -> what control has not taken yet."""
         self.taken = 0
         """Bytes put on the lane so far, as of the last flush."""
         self.sent = 0
@@ -122,10 +123,10 @@ class Lane(Handler):
         self.plane.tell(request.client, self.plane.control.held_back, request, self, frame)
 
     def hold(self, concern: int) -> Hold:
-        """Where replies of this class are kept; a new one if the last was taken, or is of another class."""
-        hold = self.open_hold
-        if hold is None or hold.lane is None or hold.concern != concern:
-            hold = self.open_hold = Hold(self, concern)
+        """Where replies of this class are kept; a new one if the last was taken."""
+        hold = self.open_holds.get(concern)
+        if hold is None:
+            hold = self.open_holds[concern] = Hold(self, concern)
             self.plane.holds.append(hold)
         hold.last = self.stamp
         return hold
@@ -319,12 +320,12 @@ class Lane(Handler):
             self._make_room(left)
 
     def _make_room(self, left: int) -> None:
-        kept = self._buffer[self._begin : self._end]
+        kept = memoryview(self._buffer)[self._begin : self._end]
         if left > RECEIVE // 2:  # one line, and a line may be of any length
             self._buffer = bytearray(4 * left)
         elif len(self._buffer) > RECEIVE:
             self._buffer = bytearray(RECEIVE)
-        self._buffer[:left] = kept
+        memoryview(self._buffer)[:left] = kept  # within one buffer, too: it is moved as if by way of another
         self._begin = 0
         self._end = left
 

@@ -254,7 +254,9 @@ class DataPlane(Plane):
 
     def take_hold(self, hold: Hold) -> None:
         """Nothing more is added to one of ``holds``: control will release it (``release``)."""
-        hold.lane = None
+        if hold.lane is not None:
+            del hold.lane.open_holds[hold.concern]
+            hold.lane = None
         self.holds.remove(hold)
 
     def release(self, hold: Hold, failure: bytes | None = None) -> None:
@@ -324,17 +326,19 @@ class DataPlane(Plane):
         write: bool = False,
         pinned: bool = False,
         concern: int = -1,
+        on_kept: Callable[[], None] | None = None,
     ) -> Submitted:
         """Send a command of control's own; ``on_reply`` gets its raw reply (in a turn).
 
         With ``client`` and ``write`` the reply counts as a write of that client.  ``pinned``: meant for this
         lane alone, never sent again elsewhere.  ``concern``: the class of the write; -1 is that of
-        the client or the keys.  Raises ``RuntimeError`` for a closed lane, which would never answer.
+        the client or the keys; ``on_kept`` is called when its reply is in and kept back, which leaves the lane free.
+        Raises ``RuntimeError`` for a closed lane, which would never answer.
         """
         if lane.closed:
             raise RuntimeError("the lane is closed: submit on the one that took its place")
         with self.turn():
-            request = Submitted(client, slot, command_id, raw, self.now, write, on_reply, pinned, concern)
+            request = Submitted(client, slot, command_id, raw, self.now, write, on_reply, pinned, concern, on_kept)
             self.resubmit(request, lane)
         return request
 

@@ -45,6 +45,7 @@ cdef class Hold:
     cdef list _indexes
     cdef list _frames
 
+    @cython.locals(client=Party)
     cpdef add(self, place, Py_ssize_t index, bytes frame)
 
 
@@ -60,6 +61,7 @@ cdef class Request:
     cdef public double born
 
     cpdef answer(self, bytes frame)
+    cpdef kept(self)
     cpdef Py_ssize_t deliver(self, list frames, Py_ssize_t at, object lane) except -1
 
 
@@ -70,6 +72,7 @@ cdef class Place(Request):
 
 cdef class Submitted(Request):
     cdef public object on_reply
+    cdef public object on_kept
     cdef public bint pinned
 
 

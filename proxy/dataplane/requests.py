@@ -147,10 +147,15 @@ class Hold:
         self._places.append(place)
         self._indexes.append(index)
         self._frames.append(frame)
+        client = place.client
+        if client is not None:
+            client.kept_bytes += len(frame)
 
     def release(self, failure: bytes | None = None) -> None:
         """Pass the replies on.  ``failure`` takes the place of each that claims success."""
         for place, index, frame in zip(self._places, self._indexes, self._frames, strict=True):
+            if place.client is not None:
+                place.client.kept_bytes -= len(frame)
             if failure is not None and frame[0] != MINUS:
                 frame = failure
             if isinstance(place, Batch):
@@ -187,6 +192,9 @@ class Request:
         """Fulfil the request with the raw reply ``frame``."""
         raise AssertionError("a request is a Place or a Submitted")
 
+    def kept(self) -> None:
+        """Its reply is in, and kept back until the write is acknowledged."""
+
     # -- as an entry of a lane's queue -------------------------------------------------------
     def deliver(self, frames: list[bytes], at: int, lane: Lane) -> int:
         """Take ``frames[at]``; the index behind what was taken is returned."""
@@ -200,6 +208,7 @@ class Request:
             concern = self.concern if self.concern >= 0 else client.concern_of(self.raw)
             if concern:
                 lane.hold(concern).add(self, 0, frame)
+                lane.plane.tell(client, self.kept)
                 return at + 1
         lane.plane.tell(self.client, self.answer, frame)
         return at + 1
@@ -227,7 +236,7 @@ class Place(Request):
 class Submitted(Request):
     """A command that control sends on its own behalf (a part of a split, a leased lane's command)."""
 
-    __slots__ = ("on_reply", "pinned")
+    __slots__ = ("on_kept", "on_reply", "pinned")
 
     def __init__(
         self,
@@ -240,10 +249,12 @@ class Submitted(Request):
         on_reply: Callable[[bytes], None],
         pinned: bool = False,
         concern: int = -1,
+        on_kept: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(client, slot, command_id, raw, born, write)
         self.concern = concern
         self.on_reply = on_reply
+        self.on_kept = on_kept
         self.pinned = pinned
 
     @property
@@ -252,6 +263,10 @@ class Submitted(Request):
 
     def answer(self, frame: bytes) -> None:
         self.on_reply(frame)
+
+    def kept(self) -> None:
+        if self.on_kept is not None:
+            self.on_kept()
 
 
 class Run:

@@ -27,6 +27,8 @@ CONDITIONS = frozenset({b"nx", b"xx"})
 
 UNCONFIRMED = b"-UNCONFIRMED "
 """An error of the proxy's own: the part was written, and is not acknowledged as it should be."""
+OUTCOME_UNKNOWN = b"outcome unknown\r\n"
+"""How the gravest of them ends: it goes before the others."""
 
 SHOWN_KEYS = 16
 SHOWN_BYTES = 64
@@ -60,7 +62,9 @@ class Split:
         failed = [at for at, frame in enumerate(frames) if is_error(frame)]
         if failed and self.command.is_write:
             unwritten = [at for at in failed if not frames[at].startswith(UNCONFIRMED)]
-            return self._partial(frames, unwritten, unknown) if unwritten else frames[failed[0]]
+            if not unwritten:
+                return max((frames[at] for at in failed), key=lambda frame: frame.endswith(OUTCOME_UNKNOWN))
+            return self._partial(frames, unwritten, unknown, [at for at in failed if at not in unwritten])
         if failed:
             return frames[failed[0]]
         if self.command.response_policy is not None:
@@ -78,7 +82,9 @@ class Split:
                 ordered[position] = item
         return array(ordered)
 
-    def _partial(self, frames: Sequence[bytes], failed: Sequence[int], unknown: Collection[int]) -> bytes:
+    def _partial(
+        self, frames: Sequence[bytes], failed: Sequence[int], unknown: Collection[int], unconfirmed: Sequence[int]
+    ) -> bytes:
         first = frames[failed[0]]
         unsure = [at for at in failed if at in unknown]
         if len(failed) == len(frames) and len(unsure) in (0, len(frames)):
@@ -87,6 +93,7 @@ class Split:
         facts = [
             _keys_text(self._keys_of(at for at in failed if at not in unknown), total, "not written"),
             _keys_text(self._keys_of(unsure), total, "of unknown outcome"),
+            _keys_text(self._keys_of(unconfirmed), total, "not acknowledged"),
         ]
         code, text = _error_words(first)
         return error(b"%s partial write: %s: %s" % (code, b", ".join(fact for fact in facts if fact), text))

@@ -253,7 +253,7 @@ class Transaction:
             done.set()
 
         done = trio.Event()
-        self._send_exec(lane, replied)
+        self._send_exec(lane, replied, lambda: self._give_back(clean=True))
 
         async def follow() -> None:
             await done.wait()
@@ -322,6 +322,14 @@ class Transaction:
             if len(frames) == count:
                 done.set()
 
+        given_back = False
+
+        def give_back() -> None:
+            nonlocal given_back
+            if not given_back:
+                given_back = True
+                self.lanes.release(lane, clean=not lane.fifo)
+
         requests = [*([ASKING] if asking else []), MULTI, *self.queued]
         count = len(requests) + 1
         was_up = lane.attached
@@ -329,11 +337,11 @@ class Transaction:
             with self.plane.turn():
                 for raw in requests:
                     self._send(lane, raw, replied)
-                self._send_exec(lane, replied)
+                self._send_exec(lane, replied, give_back)
             await done.wait()
         finally:  # also when the client goes meanwhile
             lost = lane.closed
-            self.lanes.release(lane, clean=done.is_set())
+            give_back()
         not_here = next((frame for frame in frames if frame.startswith(NOT_HERE)), None)
         if lost and not was_up and not lane.sent:
             return b"-CLUSTERDOWN the shard cannot be reached\r\n", lane
@@ -362,9 +370,17 @@ class Transaction:
     def _send(self, lane: Lane, raw: bytes, on_reply: Callable[[bytes], None]) -> None:
         self.plane.submit(lane, raw, on_reply, client=self.session.client, pinned=True)
 
-    def _send_exec(self, lane: Lane, on_reply: Callable[[bytes], None]) -> None:
+    def _send_exec(self, lane: Lane, on_reply: Callable[[bytes], None], on_kept: Callable[[], None]) -> None:
+        """``on_kept``: EXEC has run, so the lane is free, though its reply is kept back for an acknowledgment."""
         self.plane.submit(
-            lane, EXEC, on_reply, client=self.session.client, write=self.write, pinned=True, concern=self.concern
+            lane,
+            EXEC,
+            on_reply,
+            client=self.session.client,
+            write=self.write,
+            pinned=True,
+            concern=self.concern,
+            on_kept=on_kept,
         )
 
     def _give_back(self, clean: bool) -> None:

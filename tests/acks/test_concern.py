@@ -16,7 +16,7 @@ from tests.acks.sides import Ackgate
 from tests.harness import until
 from tests.system.load import tag
 from tests.system.nodes import configured, metric, shards_of
-from tests.system.wire import Wire
+from tests.system.wire import Wire, request
 
 OK = b"+OK\r\n"
 LATE = b"-UNCONFIRMED applied, not acknowledged by 1 replicas within 200 ms\r\n"
@@ -29,6 +29,8 @@ proxy:
     - {prefix: "short:", replicas: 1, timeout: 200ms}
     - {prefix: "own:", fsync: local, timeout: 200ms}
     - {prefix: "disk:", fsync: both, timeout: 200ms}
+    - {prefix: "both:", fsync: local, replicas: 1, timeout: 1m, on_timeout: ack}
+    - {prefix: "like any:", replicas: 1, timeout: 1m}
     - {user: somebody else, replicas: 5, timeout: 200ms}
     - {replicas: 1, timeout: 1m}
 """
@@ -123,6 +125,42 @@ def test_many_replies_are_kept_in_few_questions(side: Ackgate, session: Wire) ->
     assert session.pipeline(lines) == [odd[number] if number % 2 else even[number] for number in numbers]
 
 
+def test_classes_that_take_turns_are_kept_in_few_questions_too(side: Ackgate, session: Wire) -> None:
+    numbers = range(400)
+    lines: list[list[bytes | str | int]]
+    lines = [["INCR", key(side, "like any:" if number % 2 else "any:")] for number in numbers]
+    with side.session() as other:
+        other.call("DEL", key(side, "any:"), key(side, "like any:"))
+        with side.replica.stopped():
+            session.send_raw(b"".join(request(*line) for line in lines))
+            until(lambda: other.call("GET", key(side, "like any:")) == b"$3\r\n200\r\n", "all have run")
+            until(lambda: side.metric("ackgate_concern_questions_open") >= 2, "they are held")
+            assert side.metric("ackgate_concern_questions_open") < 100
+    assert [session.receive() for _ in lines] == [b":%d\r\n" % (number // 2 + 1) for number in numbers]
+
+
+def test_a_client_is_not_kept_more_replies_than_its_output_may_hold(tmp_path: Path) -> None:
+    text = "cluster: {shards: 1}\nproxy: {clients: {output_limit: 8mb}, durability: [{replicas: 2, timeout: 1m}]}"
+    with configured(tmp_path, text) as running, Wire.to(running.redis_url) as session:
+        with shards_of(running)[0].primary.wire() as past:
+            assert past.call("SET", "large", "x" * 1_000_000) == OK
+        for _ in range(20):
+            session.send("GETEX", "large", "PERSIST")
+        assert session.at_eof()
+
+
+def test_a_transaction_whose_reply_is_kept_back_keeps_no_lane(tmp_path: Path) -> None:
+    rules = "[{prefix: 'free:'}, {replicas: 2, timeout: 5m}]"
+    text = f"cluster: {{shards: 1}}\nproxy: {{lanes: {{leased_per_shard: 1}}, durability: {rules}}}"
+    with configured(tmp_path, text) as running, Wire.to(running.redis_url) as one, Wire.to(running.redis_url) as other:
+        one.send_raw(b"".join([request("MULTI"), request("SET", "any:", "1"), request("EXEC")]))
+        until(lambda: metric(running, "ackgate_concern_questions_open") == 1, "its reply is kept back")
+        lines: list[list[bytes | str | int]] = [["MULTI"], ["SET", "free:", "1"], ["EXEC"]]
+        assert other.pipeline(lines) == [OK, b"+QUEUED\r\n", b"*1\r\n+OK\r\n"]
+        one.receive(), one.receive()
+        assert silent(one)
+
+
 # ---- at the deadline ------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +242,17 @@ def test_what_cannot_be_known_is_refused_with_the_reason(side: Ackgate, session:
         assert reply.startswith(b"-UNCONFIRMED applied, not acknowledged: "), reply
         assert b"everysec" in reply
     assert replies(side, "refused") == before + 1
+
+
+def test_what_is_refused_lets_a_reply_pass_only_when_the_rest_is_there(side: Ackgate, session: Wire) -> None:
+    before = replies(side, "passed")
+    with side.primary.set("appendfsync", "everysec"):
+        with side.replica.stopped():
+            session.send("SET", key(side, "both:"), "1")
+            until_held(side)  # of its two questions: the other was refused
+            assert silent(session)
+        assert session.receive() == OK
+    assert replies(side, "passed") == before + 1
 
 
 # ---- when the primary goes ------------------------------------------------------------------------------------------

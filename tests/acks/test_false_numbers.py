@@ -142,6 +142,23 @@ def test_a_stopped_replica_acknowledges_nothing(steady: Up, session: Wire, shard
     assert session.call("WAIT", 1, 0) == ONE
 
 
+@pytest.mark.parametrize("how", ["killed", "freed"])
+def test_who_takes_the_asking_away_costs_no_number(how: str, session: Wire, shards: list[Shard]) -> None:
+    """Replicas speak on their own once a second; what asks them sooner may be killed, or freed by somebody else."""
+    shard = shards[0]
+    direct = shard.primary.direct
+    for _ in range(4):
+        put(session, shard, "1")
+        assert session.call("WAIT", 1, 0) == b":1\r\n"
+        [asking] = [each["id"] for each in direct.client_list() if each["cmd"] == "wait"]
+        if how == "killed":
+            shard.primary.call("CLIENT", "KILL", "ID", asking)
+        while any("b" in each["flags"] for each in direct.client_list() if each["id"] == asking):
+            shard.primary.call("CLIENT", "UNBLOCK", asking)
+        put(session, shard, "2")
+        assert session.call("WAIT", 1, 500) == b":1\r\n"
+
+
 def test_a_connection_made_anew_between_write_and_wait_costs_no_truth(
     steady: Up, session: Wire, shards: list[Shard]
 ) -> None:

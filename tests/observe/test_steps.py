@@ -115,12 +115,12 @@ def test_a_replica_that_lags_is_no_measurement_until_it_has_it(cluster: Up, shar
 
 
 def test_where_nobody_waits_a_probe_measures(tmp_path: Path) -> None:
-    with configured(tmp_path, "cluster: {shards: 2}") as running:
+    with configured(tmp_path, "cluster: {shards: 2}\nproxy: {acks: {probe_interval: 1s}}") as running:
         until(lambda: timed(running, "replicate") >= 2 and timed(running, "persist") >= 2, "both shards were probed")
 
 
 def test_a_shard_without_aof_is_probed_without_a_write(tmp_path: Path) -> None:
-    with configured(tmp_path, "cluster: {shards: 1, aof: off}") as running:
+    with configured(tmp_path, "cluster: {shards: 1, aof: off}\nproxy: {acks: {probe_interval: 1s}}") as running:
         [shard] = shards_of(running)
         until(lambda: timed(running, "replicate") >= 1, "it was probed")
         with pytest.raises(KeyError):

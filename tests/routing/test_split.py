@@ -135,6 +135,16 @@ def test_a_lost_connection_is_not_called_not_written(table):
     assert mset(table, b"a", b"b").join([lost, lost], unknown={0, 1}) == lost
 
 
+def test_a_part_that_is_not_acknowledged_is_not_passed_over(table):
+    late, gone = error(b"UNCONFIRMED applied, not acknowledged"), error(b"UNCONFIRMED applied, but: outcome unknown")
+    parts = mset(table, b"a", b"b", b"c")
+    assert parts.join([OOM, OK, late]).startswith(
+        b'-OOM partial write: 1 of 3 keys not written ("a"), 1 of 3 keys not acknowledged ("c"): '
+    )
+    assert parts.join([OK, late, OK]) == late
+    assert parts.join([late, gone, OK]) == gone
+
+
 def test_a_partial_delete_is_a_partial_write(table):
     parts = call(table, b"DEL", b"a", b"b")
     assert parts.join([integer(1), OOM]).startswith(b'-OOM partial write: 1 of 2 keys not written ("b"): ')
