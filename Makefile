@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first call makes. ARGS= is handed to the command behind a target:
 #   make up ARGS="--port 7000 --shards 4"      make test ARGS="tests/cli -k ready"
 .DEFAULT_GOAL := help
-.PHONY: help up test chaos lint fuzz asan clean bench profile
+.PHONY: help up test test-slow chaos lint fuzz asan clean bench profile
 ARGS ?=
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py proxy/__init__.py \
@@ -10,6 +10,7 @@ SOURCES := pyproject.toml setup.py proxy/__init__.py \
 help:
 	@echo "make up     install what is needed, run a cluster with the proxy in front of it, until Ctrl-C"
 	@echo "make test   run the tests"
+	@echo "make test-slow  run those that take their time"
 	@echo "make chaos  break nodes under load for five minutes and read back every acknowledged write"
 	@echo "make bench  measure it next to other proxies, twelve minutes; QUICK=1 three, WORKLOAD=A-get one workload alone"
 	@echo "make profile WORKLOAD=A-get  show where its time goes under that load"
@@ -22,7 +23,11 @@ up: .venv/installed
 	@exec .venv/bin/ackgate up $(ARGS)
 
 test: .venv/installed-dev
-	@exec .venv/bin/python -m pytest $(ARGS)
+	@exec .venv/bin/python -m pytest -m "not slow" $(ARGS)
+
+# What takes seconds each, and is seldom touched.
+test-slow: .venv/installed-dev
+	@exec .venv/bin/python -m pytest -m slow $(ARGS)
 
 # ARGS="--kills 4 --seconds 60" makes it shorter, ARGS=--help tells the rest.
 chaos: .venv/installed-dev

@@ -712,6 +712,7 @@ def test_a_primary_without_replicas_or_backlog_counts_its_own_disk(side: Side, s
         assert multi(session, "WAIT 1 0", "WAITAOF 1 1 0") == replies(integer(0), pair(1, 0))
 
 
+@pytest.mark.slow
 def test_who_waits_is_released_by_a_replica_that_comes(side: Side) -> None:
     with side.session() as session, side.session() as other:
         with alone(side):

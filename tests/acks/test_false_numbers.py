@@ -274,6 +274,7 @@ def taken_over(replica: Node) -> bool:
     return bool(replica.call("ROLE")[0] == "master")
 
 
+@pytest.mark.slow
 def test_a_primary_started_again_on_an_emptier_disk_has_no_numbers(tmp_path: Path) -> None:
     """It makes its replica forget as well."""
     text = "cluster: {shards: 1, replicas: 1, node_timeout_ms: 20000, restart: false}"
@@ -320,6 +321,7 @@ def listens(node: Node) -> bool:
 # ---- changes that are no new life ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_freed_backlog_and_a_first_replica_are_no_new_life(tmp_path: Path) -> None:
     """Either gives the primary a new replication id."""
     with configured(tmp_path, "cluster: {shards: 1, replicas: 1, node_timeout_ms: 20000}") as running:
@@ -446,17 +448,20 @@ def first_behind(written: float, ended: Callable[[], list[float]]) -> float:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="only strace sees when a server calls fsync")
+@pytest.mark.slow
 def test_valkey_with_everysec_acknowledges_before_the_fsync(tmp_path: Path) -> None:
     with everysec(tmp_path / "server") as port, fsyncs(port, tmp_path / "traced") as ended:
         assert any(early(port, ended)), "if this fails the engine is mended: believe it from that version on"
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="only strace sees when a server calls fsync")
+@pytest.mark.slow
 def test_redis_with_everysec_acknowledges_behind_the_fsync(tmp_path: Path) -> None:
     with everysec(tmp_path / "server", redis_binary()) as port, fsyncs(port, tmp_path / "traced") as ended:
         assert not any(early(port, ended))
 
 
+@pytest.mark.slow
 def test_redis_with_everysec_is_believed(tmp_path: Path) -> None:
     text = f"cluster: {{shards: 1, replicas: 1, aof: everysec, databases: 1, binary: {redis_binary()}}}"
     with configured(tmp_path, text) as running, Wire.to(running.redis_url) as session:

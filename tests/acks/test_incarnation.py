@@ -38,6 +38,7 @@ def test_the_first_replica_begins_no_new_life(start: Start) -> None:
     assert incarnation.goes_on(life(primary))
 
 
+@pytest.mark.slow
 def test_a_freed_backlog_begins_no_new_life(start: Start) -> None:
     primary, replica = start("--repl-backlog-ttl", "1"), start()
     follow(replica, primary)

@@ -87,6 +87,7 @@ def test_wait_and_waitaof_are_sent_behind_it(running: Up) -> None:
     assert wait["ms"] > 0
 
 
+@pytest.mark.slow
 def test_a_replica_that_does_not_acknowledge_is_shown_so(running: Up) -> None:
     shard = shards_of(running)[0]
     with shard.replica.stopped():

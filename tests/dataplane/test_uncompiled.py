@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -18,6 +20,7 @@ def run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_data_plane_behaves_the_same(tmp_path: Path) -> None:
     compiled = shutil.ignore_patterns("*.so", "__pycache__", Path(__file__).name, "test_building.py")
     for package in ("proxy", "shard", "tests"):
