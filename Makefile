@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first call makes. ARGS= is handed to the command behind a target:
 #   make up ARGS="--port 7000 --shards 4"      make test ARGS="tests/cli -k ready"
 .DEFAULT_GOAL := help
-.PHONY: help up test test-slow chaos lint fuzz asan clean bench profile
+.PHONY: help up test test-slow compat compat-suites chaos lint fuzz asan clean bench profile
 ARGS ?=
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py proxy/__init__.py \
@@ -11,6 +11,8 @@ help:
 	@echo "make up     install what is needed, run a cluster with the proxy in front of it, until Ctrl-C"
 	@echo "make test   run the tests"
 	@echo "make test-slow  run those that take their time"
+	@echo "make compat  call every command direct and through the proxy, and write COMPATIBILITY.md"
+	@echo "make compat-suites  run the suites of redis-py and valkey-py direct and through the proxy, six minutes"
 	@echo "make chaos  break nodes under load for five minutes and read back every acknowledged write"
 	@echo "make bench  measure it next to other proxies, twelve minutes; QUICK=1 three, WORKLOAD=A-get one workload alone"
 	@echo "make profile WORKLOAD=A-get  show where its time goes under that load"
@@ -26,8 +28,16 @@ test: .venv/installed-dev
 	@exec .venv/bin/python -m pytest -m "not slow" $(ARGS)
 
 # What takes seconds each, and is seldom touched.
-test-slow: .venv/installed-dev
+test-slow: .venv/installed-compat
 	@exec .venv/bin/python -m pytest -m slow $(ARGS)
+
+# Every command of the engine, direct and through the proxy; a test holds the page against what is seen.
+compat: .venv/installed-dev
+	@exec .venv/bin/python -m tests.compat.page
+
+# Other people's tests. ARGS="--save" keeps the figures for the page, ARGS="--suite redis -k pipeline" runs a part.
+compat-suites: .venv/installed-compat
+	@exec .venv/bin/python -m tests.compat.suites $(ARGS)
 
 # ARGS="--kills 4 --seconds 60" makes it shorter, ARGS=--help tells the rest.
 chaos: .venv/installed-dev
@@ -96,6 +106,11 @@ asan: .venv/installed-dev
 	@echo "installing ackgate and what its tests need into .venv ..."
 	@$(PIP) install --editable '.[dev]'
 	@touch .venv/installed $@
+
+.venv/installed-compat: $(SOURCES) | .venv/bin/python
+	@echo "installing ackgate and what other people's tests need into .venv ..."
+	@$(PIP) install --editable '.[dev,compat]'
+	@touch .venv/installed .venv/installed-dev $@
 
 .venv/installed-bench: $(SOURCES) | .venv/bin/python
 	@echo "installing ackgate and what its benchmark needs into .venv ..."

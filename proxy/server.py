@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import math
 import os
 import platform
 import resource
+import secrets
 import socket
 import time
 from typing import Any
@@ -22,11 +24,22 @@ from proxy.acks.probe import Probes
 from proxy.acks.wait import Acks
 from proxy.codec import Limits as CodecLimits
 from proxy.configfile import read_password
+from proxy.control.acl import AclCommands
+from proxy.control.blocking import BlockingCommands
+from proxy.control.clients import ClientCommands
 from proxy.control.connection import ConnectionCommands
+from proxy.control.functions import NOT_FOUND, Libraries
+from proxy.control.logs import LogCommands
 from proxy.control.merged import MergedCommands
+from proxy.control.monitoring import MonitorCommands
+from proxy.control.permissions import Permissions
 from proxy.control.policy import Policy
+from proxy.control.pubsub import PubSubCommands
 from proxy.control.router import Router
+from proxy.control.scripts import NOSCRIPT, ScriptCommands
 from proxy.control.sending import Sender
+from proxy.control.stuck import NON_LOCAL, StuckScripts
+from proxy.control.tracking import TrackingCommands
 from proxy.control.waiting import WaitCommands
 from proxy.dataplane import Client, DataPlane, Lane, Limits, Lost, Request
 from proxy.errors import UserError
@@ -34,11 +47,15 @@ from proxy.observe.metrics import Counters, Metrics, ShardFigures
 from proxy.observe.steps import StepFigures
 from proxy.observe.traces import Traces
 from proxy.routing.slot_map import NO_SHARD, Node, Shard, SlotMap
+from proxy.sessions.clients import figures as client_figures
 from proxy.sessions.connection import Doorkeeper
 from proxy.settings import DurabilityRule, ProxySettings, split_address
+from proxy.topology.channels import Hub
 from proxy.topology.cluster import Cluster
 from proxy.topology.lanes import Lanes
+from proxy.topology.logins import Logins
 from proxy.topology.redirects import WATCHED, Redirects
+from proxy.topology.roster import Roster
 from proxy.topology.trust import Trust
 from shard.client import ConnectionLost, ControlConnection, Credentials, format_address
 
@@ -46,7 +63,11 @@ TURNS = 8  # turns of the data plane per wake of its trio task, while there is s
 ACCEPT_AGAIN = 0.1  # seconds without accepting after the process ran out of descriptors
 SAY_AGAIN = 60.0  # seconds before it is said again that it has run out of them
 READY_LOOK = 0.02  # seconds between two looks whether every shard answers, while starting
-SPARE_FILES = 1024  # descriptors kept for lanes, control connections, logs and the admin port
+ID_BITS, ID_COUNT_BITS = 53, 32
+"""Of CLIENT ID: so many bits JavaScript keeps, and so many of them count up; where that starts each proxy draws by lot,
+so that those of several differ."""
+PRIVATE_LANES = 4  # descriptors kept for each session that may track keys: as many as the usual cluster has shards
+SPARE_FILES = 1024  # descriptors kept for other lanes, control connections, logs and the admin port
 COLLECTOR_THRESHOLDS = 10_000, 20, 50  # for the three generations: see the module gc
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEPT_MEMORY = 32 << 20  # bytes free at the end of the heap above which they are given back
@@ -71,7 +92,13 @@ class Server:
         timeouts = settings.timeouts
         credentials = Credentials(settings.cluster.username, _password(settings.cluster.password_file))
         keepalive = int(settings.clients.tcp_keepalive)
-        self.plane = DataPlane(self, limits=_limits(settings), watched=WATCHED, keepalive=keepalive)
+        self.plane = DataPlane(
+            self,
+            limits=_limits(settings),
+            watched=(*WATCHED, *NOSCRIPT, NOT_FOUND, NON_LOCAL),
+            keepalive=keepalive,
+            client_ids=itertools.count(secrets.randbits(ID_BITS - ID_COUNT_BITS) << ID_COUNT_BITS | 1),
+        )
         self.plane.sample_every = SAMPLE_EVERY
         self.cluster = Cluster(
             [split_address(seed) for seed in settings.cluster.seeds],
@@ -107,6 +134,8 @@ class Server:
             keeps_aof=self.cluster.keeps_aof,
         )
         self.traces = Traces(self.acks, describe=self.cluster.describe_shard, keeps_aof=self.cluster.keeps_aof)
+        self.roster = Roster(self.cluster, settings.auth.heal_users, self._users_changed)
+        self.logins = Logins(self.cluster, self.roster.primaries, lambda user: self.lanes.renew(user))
         self.lanes = Lanes(
             self.plane,
             settings.lanes,
@@ -116,6 +145,9 @@ class Server:
             observe=self.acks.incarnations.observe,
             stamp=self.acks.stamp,
             trouble=self.cluster.hint,
+            logins=self.logins,
+            denied=lambda lane, frame: self.redirects.denied(lane, frame),
+            expelled=lambda identity: self.router.expel(identity.user, identity),
         )
         self.redirects = Redirects(
             self.plane,
@@ -133,7 +165,10 @@ class Server:
             settings.lanes.large_request,
             lambda user: self.concerns.of_user(user),
         )
-        connection = ConnectionCommands(sender, Doorkeeper(_password(settings.auth.password_file)))
+        doorkeeper = Doorkeeper(_password(settings.auth.password_file))
+        self.permissions = Permissions(self.cluster, self.roster)
+        connection = ConnectionCommands(sender, doorkeeper, self.logins, self.permissions)
+        self.brake = connection.brake
         self.waits = WaitCommands(sender, self.acks, self.metrics.observe_wait)
         self.concerns = Concerns(
             [_rule(rule) for rule in settings.durability],
@@ -144,15 +179,39 @@ class Server:
             observe=self.metrics.observe_concern,
         )
         self.plane.concern_of = lambda client, raw: self.concerns.of_write(client.session.identity.user, raw)
+        self.blocking = BlockingCommands(sender, connection.sessions, patience)
+        self.scripts = ScriptCommands(sender, self.redirects, self.permissions)
+        self.libraries = Libraries(sender, self.redirects)
+        self.stuck = StuckScripts(sender)
+        self.hub = Hub(self.plane, self.cluster, timeouts, credentials)
+        self.pubsub = PubSubCommands(
+            sender, self.hub, self.permissions, connection.sessions, patience, settings.clients.subscriptions
+        )
+        self.sessions = connection.sessions
+        self.tracking = TrackingCommands(sender, self.sessions, settings.lanes.private_sessions, timeouts.connect)
+        monitors = MonitorCommands(sender, lambda on: self.router.monitored(on))
         families = (
+            self.pubsub.handlers,
+            monitors.handlers,
             connection.handlers,
-            MergedCommands(sender, self._own_info, patience).handlers,
+            AclCommands(sender, self.roster, settings.cluster.username, lambda user: self.router.expel(user)).handlers,
+            self.blocking.handlers,
+            self.scripts.handlers,
+            ClientCommands(sender, connection.sessions).handlers,
+            self.tracking.handlers,
+            LogCommands(sender).handlers,
+            MergedCommands(sender, self.permissions, self._own_info, patience).handlers,
         )
         self.router = Router(
             sender,
             Policy(settings.commands.allow),
             connection,
+            self.permissions,
             self.waits,
+            self.blocking,
+            self.scripts,
+            self.tracking,
+            monitors,
             families,
             CodecLimits(large_request=settings.lanes.large_request),
             patience,
@@ -172,7 +231,12 @@ class Server:
             async with trio.open_nursery() as nursery:
                 for task in (self._turn, self.cluster.run, self.lanes.run, self.redirects.run, self.acks.run):
                     nursery.start_soon(task)
+                nursery.start_soon(self.roster.run)
+                nursery.start_soon(self.hub.run)
+                nursery.start_soon(self.pubsub.run)
                 nursery.start_soon(self.waits.crowd.run)
+                nursery.start_soon(self.blocking.run)
+                nursery.start_soon(self.libraries.run)
                 nursery.start_soon(self.probes.run)
                 nursery.start_soon(self.traces.run)
                 nursery.start_soon(self.concerns.run)
@@ -183,13 +247,17 @@ class Server:
                 task_status.started(self)
         finally:
             self.trust.close()
+            self.logins.close()
+            self.permissions.close()
             self.plane.close()
             listener.close()
 
     def _raise_file_limit(self) -> None:
-        """Have descriptors for ``maxclients`` where the system lets us, as the engine does at its start."""
+        """Have descriptors for ``maxclients``, and the lanes of those who block, where the system lets us."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = self.settings.clients.maxclients + SPARE_FILES
+        blocked = min(self.settings.lanes.blocked_per_shard, self.settings.clients.maxclients)
+        private = self.settings.lanes.private_sessions * PRIVATE_LANES
+        wanted = self.settings.clients.maxclients + blocked + private + SPARE_FILES
         if soft != resource.RLIM_INFINITY and soft < wanted:
             limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
@@ -236,8 +304,12 @@ class Server:
             await trio.sleep(min(IDLE_LOOK, limit))
             now = time.monotonic()
             for client in list(self.plane.clients.values()):
+                if client.subscriber:
+                    self.plane.bound_pushes(client)
                 if client.pending:
                     self.plane.bound_replies(client)
+                elif client.subscriber:
+                    continue  # it waits for others (timeout.c: clientsCronHandleTimeout)
                 elif now - client.last_read > limit:
                     self.plane.kill(client)
 
@@ -267,6 +339,7 @@ class Server:
                     self.lanes.retire(shard.index)
                     self.acks.of(shard.index).owns(frozenset())
             if old.shard_of_slot != new.shard_of_slot:
+                self.tracking.slots_moved()
                 self.plane.set_routes([-1 if index == NO_SHARD else index for index in new.shard_of_slot])
             elif led_anew:
                 self.plane.fence_all()
@@ -289,6 +362,10 @@ class Server:
         if self.lanes.retire_ended():
             self.plane.fence_all()
             self.redirects.routes_changed()
+
+    def _users_changed(self) -> None:
+        self.router.users_changed()
+        self.pubsub.users_changed()
 
     def _lived(self, life: Life) -> None:
         self.acks.incarnations.observe(life)
@@ -326,7 +403,16 @@ class Server:
         self.router.command(request)
 
     def held_back(self, request: Request, lane: Lane, frame: bytes) -> None:
-        self.redirects.held_back(request, lane, frame)
+        if lane.owner.identity.own:
+            self.tracking.disturbed(lane.owner.identity.own)  # what is sent again goes without CLIENT CACHING
+        if frame in NOSCRIPT:
+            self.scripts.held_back(request, lane, frame)
+        elif frame == NOT_FOUND:
+            self.libraries.held_back(request, lane, frame)
+        elif frame.startswith(NON_LOCAL):
+            self.stuck.held_back(request, lane, frame)
+        else:
+            self.redirects.held_back(request, lane, frame)
 
     def lane_down(self, lane: Lane, lost: list[Lost], reason: str) -> None:
         self.redirects.lane_down(lane, lost, reason)
@@ -335,7 +421,7 @@ class Server:
         self.redirects.held_too_much(lane)
 
     def pushed(self, lane: Lane, frame: bytes) -> None:
-        """Nothing has been subscribed to on a lane, so there is nobody to pass a push to."""
+        self.tracking.pushed(lane, frame)
 
     def accept_failed(self, error: OSError) -> None:
         self._accept_again.set()
@@ -355,7 +441,9 @@ class Server:
     # -- what is told ----------------------------------------------------------------------------------------
     def topology(self) -> dict[str, Any]:
         """The topology as JSON (see ``Cluster.describe``), and where clients connect."""
-        return {"endpoint": format_address(*self.address), **self.cluster.describe()}
+        differing = self.roster.describe()
+        users = {"users_differ": differing} if differing else {}
+        return {"endpoint": format_address(*self.address), **self.cluster.describe(), **users}
 
     def trace(self, client: int) -> dict[str, Any] | None:
         """The way of the write of a client that asked for it (see ``Traces.of``)."""
@@ -383,6 +471,10 @@ class Server:
             "commands": plane.commands,
             "commands_control": self.router.calls,
             "protocol_errors": plane.protocol_errors,
+            "subscribers_cut": plane.subscribers_cut,
+            "subscriptions_shared": self.hub.size,
+            "subscription_links": self.hub.open_links,
+            "messages_delivered": self.hub.delivered,
             "bytes_in": plane.bytes_in,
             "bytes_out": plane.bytes_out,
             "shard_bytes_in": plane.shard_bytes_in,
@@ -415,6 +507,10 @@ class Server:
             "discovery_failures": self.cluster.failures,
             "ready": int(self.ready),
             "engine_versions": versions,
+            "identities": len(self.lanes.sets),
+            "logins_refused": self.brake.failures,
+            "users_healed": self.roster.healed,
+            "users_differ": self.roster.differing,
         }
 
     def shard_figures(self) -> list[ShardFigures]:
@@ -435,7 +531,7 @@ class Server:
             "lag_bytes": {address: lag.size for address, lag in lags.items() if lag is not None},
             "lag_seconds": {address: lag.seconds for address, lag in lags.items() if lag is not None},
             "outstanding": sum(lane.outstanding for lane in lanes),
-            "oldest_seconds": max((self.plane.lane_age(lane) for lane in lanes), default=0.0),
+            "oldest_seconds": max((self.plane.lane_age(lane) for lane in lanes if not lane.owner.patience), default=0.0),
             "lanes_open": len(lanes),
         }
 
@@ -454,8 +550,9 @@ class Server:
             },
             "clients": {
                 "connected_clients": len(self.plane.clients),
+                "cluster_connections": 0,
                 "maxclients": self.plane.limits.maxclients,
-                "blocked_clients": self.acks.open - self.concerns.open,
+                **client_figures(self.sessions.values()),
             },
             "replication": {"role": "master", "connected_slaves": 0},
         }
@@ -517,6 +614,9 @@ def _limits(settings: ProxySettings) -> Limits:
         outstanding_commands=clients.outstanding_commands,
         outstanding_bytes=clients.outstanding_bytes,
         output=clients.output_limit,
+        pushed=clients.pubsub_output_limit,
+        pushed_soft=clients.pubsub_output_soft_limit,
+        pushed_seconds=clients.pubsub_output_soft_seconds,
         held_commands=lanes.held_commands,
         held_bytes=lanes.held_bytes,
     )

@@ -69,7 +69,8 @@ class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     - ``seeds``: ``host:port`` of some of its nodes; one that answers is enough, the rest is discovered. No default:
       ``ackgate proxy`` needs one.
-    - ``username``: ACL user the proxy's own connections log in as; null is the default user. Default null.
+    - ``username``: ACL user the proxy's own connections log in as; null is the default user. It needs every right
+      (``~* &* +@all``). Default null.
     - ``password_file``: file whose first line is that user's password; null when the nodes ask for none. Default null.
     """
 
@@ -82,10 +83,13 @@ class AuthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What clients must present.
 
     - ``password_file``: file whose first line is the password of the user ``default``; null asks for none. Default
-      null.
+      null. Every other user is the engine's (ACL SETUSER): it checks their passwords and rules.
+    - ``heal_users``: a node that joined or was wiped is given the ACL users on which most of the others agree. Default
+      true.
     """
 
     password_file: str | None = None
+    heal_users: bool = True
 
 
 class ClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -101,6 +105,11 @@ class ClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     - ``outstanding_bytes``: bytes of unanswered requests of one client above which it is not read. Default 64mb.
     - ``output_limit``: bytes of replies waiting for a client that does not read them, above which it is closed.
       Default 256mb.
+    - ``pubsub_output_limit``: the same of a client with subscriptions. Default 32mb, as the engine's
+      client-output-buffer-limit pubsub 32mb 8mb 60.
+    - ``pubsub_output_soft_limit``: bytes above which it may stay for ``pubsub_output_soft_seconds``. Default 8mb.
+    - ``pubsub_output_soft_seconds``: seconds above that limit after which it is closed. Default 60.
+    - ``subscriptions``: most channels and patterns of one client. Default 100000.
     """
 
     maxclients: Count = 10_000
@@ -110,6 +119,10 @@ class ClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     outstanding_commands: Count = 10_000
     outstanding_bytes: Size = 64 * MB
     output_limit: Size = 256 * MB
+    pubsub_output_limit: Size = 32 * MB
+    pubsub_output_soft_limit: Size = 8 * MB
+    pubsub_output_soft_seconds: Duration = 60.0
+    subscriptions: Count = 100_000
 
 
 class LaneSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -117,6 +130,13 @@ class LaneSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     - ``leased_per_shard``: most lanes of one shard that sessions have to themselves (transactions, large requests).
       Default 64.
+    - ``blocked_per_shard``: most lanes of one shard on which sessions block (BLPOP, XREAD BLOCK ...), one for each of
+      them. Every one is a client of the shard's nodes, whose maxclients has to allow for it. Default 4000.
+    - ``leased_idle``: seconds without use after which a lane of either kind is closed. Default 60.
+    - ``identities``: most combinations of user, database and protocol (RESP 2 or 3) that have lanes at a time, one to
+      each shard; those that no client uses are closed after ``leased_idle``. Default 256.
+    - ``private_sessions``: most sessions that track keys (CLIENT TRACKING) at a time: each has a lane to every shard
+      to itself. Default 500.
     - ``large_request``: bytes above which a request travels on a leased lane, so that it blocks nobody. Default 1mb.
     - ``reconnect_min``: seconds before the first attempt to reconnect a lost lane; doubled, with jitter, each time.
       Default 0.05.
@@ -126,6 +146,10 @@ class LaneSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """
 
     leased_per_shard: Count = 64
+    blocked_per_shard: Count = 4000
+    leased_idle: Duration = 60.0
+    identities: Count = 256
+    private_sessions: Count = 500
     large_request: Size = 1 * MB
     reconnect_min: Duration = 0.05
     reconnect_max: Duration = 2.0

@@ -8,9 +8,10 @@ no connection is kept by one waiter, and one that can never be satisfied holds b
 from __future__ import annotations
 
 import bisect
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import trio
@@ -78,7 +79,7 @@ class ShardRounds:
         self.generation = 0
         self.rounds = 0
         self.refused = 0
-        """Markers that the primary did not take."""
+        """Markers that the primary did not take, or not before somebody's deadline."""
         self.raised = 0
         """Markers put on a lane that carried one already, since no other was left."""
         self.steps = Steps(recorder or Unrecorded())
@@ -95,12 +96,19 @@ class ShardRounds:
         self._marked: list[MarkerRound] = []
         self._wanted = trio.Event()
         self._marking_wanted = trio.Event()
+        self._unwritten_wanted = trio.Event()
         self._lane_freed = trio.Event()
         self._poke = trio.Event()
         self._looked = trio.Event()
         self._fsync: set[Waiter] = set()
         self._fsync_poke = trio.Event()
         self._fsync_looked = trio.Event()
+        self._unanswered: float | None = None
+        """Since when a marker has been sent and none been answered."""
+        self._overdue = False
+        """Somebody's deadline has passed meanwhile."""
+        self._heard = -math.inf
+        """When a question was put, behind an unanswered marker, that the primary did answer."""
         self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
         self._asked: tuple[int, float] | None = None
         """The offset that was last asked for, and when."""
@@ -131,6 +139,7 @@ class ShardRounds:
             self._primary.close()
             self._primary = None
         self._samples.clear()
+        self._unanswered = None
 
     # -- what waiters do ------------------------------------------------------------------------
     def join(self, waiter: Waiter) -> None:
@@ -141,9 +150,10 @@ class ShardRounds:
 
     def join_fsync(self, waiter: Waiter, wrote: bool) -> None:
         """Wait for everything answered so far to be fsynced; ``wrote`` False: the session wrote nothing here."""
+        waiter.told = False
         self._fsync.add(waiter)
         (self._unmarked if wrote else self._unwritten).append(waiter)
-        self._marking_wanted.set()
+        (self._marking_wanted if wrote else self._unwritten_wanted).set()
 
     def leave(self, waiter: Waiter) -> None:
         """The waiter is gone or done: ``done`` tells whoever comes across it in a list."""
@@ -166,10 +176,38 @@ class ShardRounds:
         unseen = _staying(list(self._fsync))
         for waiter in unseen:
             waiter.seen = False
+        if self._unanswered is not None:
+            await self._hear()
         self._fsync_poke.set()
         self._fsync_poke = trio.Event()
         while not all(waiter.seen or waiter.done for waiter in unseen):
             await self._fsync_looked.wait()
+
+    async def _hear(self) -> None:
+        """See whether the primary answers anything, while it owes the reply to a marker."""
+        now = trio.current_time()
+        with suppress(ConnectionLost, ReplyError):
+            await self.verdict(fsync=False)
+            self._heard = max(now, self._heard)
+
+    def fail_unanswered(self, waiter: Waiter, deadline: float) -> None:
+        """At a deadline, behind ``look_again``: fail who was told nothing by a primary that answers all but the marker.
+
+        A pause (CLIENT PAUSE) postpones a marker, so more may be true than could be asked.  Who answers nothing at all
+        has nothing.
+        """
+        if waiter.done or waiter.told or self._unanswered is None or self._heard < deadline or self._primary is None:
+            return
+        self.refused += not self._overdue
+        self._overdue = True
+        owed = math.ceil((trio.current_time() - self._unanswered) * 1000)
+        waiter.fail(
+            MarkerRefused(
+                f"ERR WAITAOF cannot be answered: {self._primary.main.address} has not answered the marker that asks "
+                f"what is fsynced within {owed} ms, though it answers otherwise (is it paused, or overloaded?); cure "
+                "that, or use WAIT"
+            )
+        )
 
     def _saw_fsyncs(self) -> None:
         self._fsync_looked.set()
@@ -193,6 +231,7 @@ class ShardRounds:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_offsets)
             nursery.start_soon(self._run_markers, nursery)
+            nursery.start_soon(self._run_unwritten, nursery)
             nursery.start_soon(self._verify.serve)
             nursery.start_soon(self._verify_fsync.serve)
 
@@ -273,23 +312,39 @@ class ShardRounds:
         while True:
             await self._marking_wanted.wait()
             self._marking_wanted = trio.Event()
-            try:
-                await self._mark(nursery)
-            except (ConnectionLost, ReplyError) as error:
-                if isinstance(error, Demoted):
-                    self.reset()
-                await trio.sleep(RETRY)
-                self._unmarked, self._unwritten = _staying(self._unmarked), _staying(self._unwritten)
-                if self._unmarked or self._unwritten:
+            if not await self._done(self._mark, nursery):
+                self._unmarked = _staying(self._unmarked)
+                if self._unmarked:
                     self._marking_wanted.set()
+                else:
+                    self._unanswered = None  # nobody wants to know any more
+
+    async def _run_unwritten(self, nursery: trio.Nursery) -> None:
+        """Apart from the markers, which may be postponed: who wrote nothing needs none."""
+        while True:
+            await self._unwritten_wanted.wait()
+            self._unwritten_wanted = trio.Event()
+            if not await self._done(self._look_unmarked, nursery):
+                self._unwritten = _staying(self._unwritten)
+                if self._unwritten:
+                    self._unwritten_wanted.set()
+
+    async def _done(self, work: Callable[[trio.Nursery], Awaitable[None]], nursery: trio.Nursery) -> bool:
+        """False, after a while, when the primary did not do it."""
+        try:
+            await work(nursery)
+        except (ConnectionLost, ReplyError) as error:
+            if isinstance(error, Demoted):
+                self.reset()
+            await trio.sleep(RETRY)
+            return False
+        return True
 
     async def _mark(self, nursery: trio.Nursery) -> None:
         """Put everyone who waits for a marker behind one."""
         primary = await self._reach()
         with self._ending(primary):
-            await self._refuse_without_aof(primary, lambda: [*self._unmarked, *self._unwritten])
-        if self._unwritten:
-            await self._look_unmarked(primary, nursery)
+            await self._refuse_without_aof(primary, lambda: self._unmarked)
         if not self._unmarked:
             return
         round_, fresh = await self._round(primary)
@@ -316,9 +371,14 @@ class ShardRounds:
             self._marked.append(round_)
             nursery.start_soon(self._watch, primary, round_)
 
-    async def _look_unmarked(self, primary: Primary, nursery: trio.Nursery) -> None:
+    async def _look_unmarked(self, nursery: trio.Nursery) -> None:
         """Who wrote nothing needs no marker; all of them share one round, on the connection that never writes."""
-        waiters, self._unwritten = self._unwritten, []
+        primary = await self._reach()
+        with self._ending(primary):
+            await self._refuse_without_aof(primary, lambda: self._unwritten)
+        waiters, self._unwritten = _staying(self._unwritten), []
+        if not waiters:
+            return
         try:
             local, count = await primary.main.call("WAITAOF", 0, 0, 0)
         except BaseException:
@@ -339,9 +399,13 @@ class ShardRounds:
 
     async def _put_marker(self, round_: MarkerRound, waiters: list[Waiter]) -> None:
         """Raise the lane's own write offset past every write answered so far."""
+        if self._unanswered is None:
+            self._unanswered, self._overdue = trio.current_time(), False
         try:
             await round_.connection.call("FUNCTION", "RESTORE", MARKER)
+            self._unanswered = None
         except ReplyError as error:
+            self._unanswered = None
             if error.code in NOT_NOW:
                 raise (Demoted if error.code == "READONLY" else ConnectionLost)(str(error)) from None
             self.refused += 1
@@ -408,9 +472,10 @@ class ShardRounds:
         except (ConnectionLost, ReplyError):
             round_.connection.abort()
             # The connection's write offset is lost with it: those who wait need another marker.
-            (self._unwritten if round_.connection is primary.main else self._unmarked).extend(_staying(round_.waiters))
+            unwritten = round_.connection is primary.main
+            (self._unwritten if unwritten else self._unmarked).extend(_staying(round_.waiters))
             round_.waiters = []
-            self._marking_wanted.set()
+            (self._unwritten_wanted if unwritten else self._marking_wanted).set()
         finally:
             self._marked.remove(round_)
         if round_.connection is primary.main:

@@ -393,6 +393,7 @@ class Question:
 
     def counted(self, waiters: dict[int, Waiter]) -> dict[int, Counts]:
         """Wait no more: what the shards have."""
+        self._fail_unanswered(waiters)
         self.leave(waiters)
         return self._counted(waiters, everywhere=False)
 
@@ -469,6 +470,7 @@ class Question:
                 raise gate.failure
             if not all(waiter.done for waiter in waiters.values()):
                 await self._last_look([shard for shard in shards if not waiters[shard].done])
+                self._fail_unanswered(waiters)
             if gate.failure is not None:
                 raise gate.failure
         finally:
@@ -501,6 +503,12 @@ class Question:
             waiter.threshold = self._threshold(shard, stamps)
         rounds.join(waiter)
         return waiter
+
+    def _fail_unanswered(self, waiters: dict[int, Waiter]) -> None:
+        """At the deadline: no number where a primary answers, but not the marker."""
+        if self.asked.fsync and self.late:
+            for shard, waiter in waiters.items():
+                self.acks.of(shard).fail_unanswered(waiter, self.deadline)
 
     def _told(self, shard: int) -> Counts:
         """What a WAITAOF said of this session's writes on the shard: it holds, though the next marker is further on."""

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from proxy.codec import ParseTable
 from proxy.codec.reply import OK, array, bulk, error, integer
-from proxy.control.call import Call, Handler
+from proxy.control.call import Call, Handler, Step
+from proxy.control.permissions import Permissions
 from proxy.control.sending import Sender
 from proxy.control.versions import numbers
 from proxy.sessions import clients, connection
+from proxy.sessions.brake import Brake
+from proxy.sessions.connection import Login
 from proxy.sessions.session import Replies, Session
-from proxy.topology.lanes import Identity
+from proxy.topology.lanes import Busy, Identity
+from proxy.topology.logins import DEFAULT, Logins, name_of, text_of
 from shard.client import ConnectionLost, ReplyError
 
 
 class ConnectionCommands:
     """HELLO, AUTH, SELECT, RESET, QUIT, PING, ECHO, ROLE, CLIENT, ACL WHOAMI; and the sessions they are about."""
 
-    def __init__(self, sender: Sender, doorkeeper: connection.Doorkeeper) -> None:
+    def __init__(
+        self, sender: Sender, doorkeeper: connection.Doorkeeper, logins: Logins, permissions: Permissions
+    ) -> None:
         self.sender = sender
         self.plane = sender.plane
         self.cluster = sender.cluster
         self.lanes = sender.lanes
         self.doorkeeper = doorkeeper
+        self.logins = logins
+        self.permissions = permissions
+        self.brake = Brake()
         self.sessions: dict[int, Session] = {}
         self.unauthenticated: ParseTable | None = None
         """What a client may send before it has authenticated."""
+        self.watched: ParseTable | None = None
+        """For clients whose user may not do everything: parsing stops behind what is to be checked first."""
         self._databases: set[bytes] = {b"0"}
         self.handlers: dict[bytes, Handler] = {
             b"auth": self._auth,
@@ -42,27 +53,91 @@ class ConnectionCommands:
             b"client|reply": self._reply,
         }
 
-    def _auth(self, call: Call) -> None:
-        frame = connection.auth(call.session, self.doorkeeper, call.args)
-        if call.session.authenticated:
-            call.session.client.table = None
+    def _auth(self, call: Call) -> Step | None:
+        """AUTH [username] password."""
+        asked = connection.parse_auth(call.args, self.doorkeeper)
+        if isinstance(asked, bytes):
+            self.sender.answer(call.request, asked)
+            return None
+        return self._log_in(call, asked, protocol=None, name=None)
+
+    def _hello(self, call: Call) -> Step | None:
+        asked = connection.parse_hello(call.args)
+        if isinstance(asked, bytes):
+            self.sender.answer(call.request, asked)
+        elif asked.login is not None:
+            return self._log_in(call, asked.login, asked.protocol, asked.name)
+        elif not call.session.authenticated:
+            self.sender.answer(call.request, connection.HELLO_NOAUTH)
+        else:
+            self._say_hello(call, call.session.identity.user, asked.protocol, asked.name)
+        return None
+
+    def _log_in(self, call: Call, login: Login, protocol: int | None, name: bytes | None) -> Step | None:
+        """AUTH, or a HELLO with it.  The default user's password is ours, where there is one; all else the engine's."""
+        user, password = login
+        if user != DEFAULT.encode():
+            return self._ask_engine(call, login, protocol, name)
+        if not self.doorkeeper.check(password):
+            return self._wrong(call, connection.WRONGPASS)
+        self._logged_in(call, user, protocol, name)
+        return None
+
+    async def _ask_engine(self, call: Call, login: Login, protocol: int | None, name: bytes | None) -> None:
+        frame = await self.logins.check(*login)
+        if frame == OK:
+            self._logged_in(call, login[0], protocol, name)
+        elif frame.startswith(b"-WRONGPASS"):
+            await self._wrong(call, frame)
+        else:
+            self.sender.answer(call.request, frame)
+
+    async def _wrong(self, call: Call, frame: bytes) -> None:
+        await self.brake.wrong(call.session.client.addresses()[0].rpartition(":")[0])
         self.sender.answer(call.request, frame)
 
-    def _hello(self, call: Call) -> None:
-        asked = connection.parse_hello(call.args)
-        refused = asked if isinstance(asked, bytes) else connection.hello(call.session, self.doorkeeper, asked)
-        if call.session.authenticated:
-            call.session.client.table = None
-        if refused is not None:
-            self.sender.answer(call.request, refused)
-            return
-        if isinstance(asked, connection.Hello) and asked.protocol is not None:
-            self._become(call.session, call.session.identity._replace(protocol=asked.protocol))
-        self.sender.answer(call.request, connection.hello_reply(call.session, self.engine()))
+    def _logged_in(self, call: Call, user: bytes, protocol: int | None, name: bytes | None) -> None:
+        if call.command.name == b"hello":
+            self._say_hello(call, text_of(user), protocol, name)
+        elif self._become(call, call.session.identity._replace(user=text_of(user))):
+            self._let_in(call.session)
+            self.sender.answer(call.request, OK)
 
-    def _become(self, session: Session, identity: Identity) -> None:
-        """Use the lanes of another identity.  Everything sent before is answered: a barrier brought us here."""
-        self.sender.adopt(session, identity)
+    def _say_hello(self, call: Call, user: str, protocol: int | None, name: bytes | None) -> None:
+        """HELLO, once it is known who it is."""
+        session = call.session
+        wanted = session.identity.protocol if protocol is None else protocol
+        if not self._become(call, session.identity._replace(user=user, protocol=wanted)):
+            return
+        self._let_in(session)
+        session.name = session.name if name is None else name
+        self.sender.answer(call.request, connection.hello_reply(session, self.engine()))
+
+    def _let_in(self, session: Session) -> None:
+        session.authenticated = True
+        self.set_table(session)
+
+    def set_table(self, session: Session) -> None:
+        """How the session's requests are read: by what it may do."""
+        if not session.authenticated:
+            session.client.table = self.unauthenticated
+        else:
+            session.client.table = None if self.permissions.free(session) else self.watched
+
+    def _become(self, call: Call, identity: Identity) -> bool:
+        """Use the lanes of another identity.  Everything sent before is answered: a barrier brought us here.
+
+        False: there are too many, and the call is answered so.
+        """
+        session = call.session
+        if identity.user != session.identity.user and session.transaction is not None:
+            session.transaction.abandon()
+        try:
+            self.sender.adopt(session, identity)
+        except Busy as busy:
+            self.sender.answer(call.request, error(str(busy)))
+            return False
+        return True
 
     def engine(self) -> connection.Engine:
         """The engine behind, by the oldest of its nodes."""
@@ -76,13 +151,17 @@ class ConnectionCommands:
         """RESET: as if just connected (networking.c: resetCommand)."""
         if call.session.transaction is not None:
             call.session.transaction.end(clean=False)
+        if call.session.subscriptions is not None:
+            call.session.subscriptions.leave()
         call.session.name = b""
+        call.session.forget_connection()
+        self.lanes.greetings.pop(call.session.client.id, None)
         if call.session.replies is Replies.OFF:
             self._speak(call)
         call.session.authenticated = self.doorkeeper.open
-        call.session.client.table = None if call.session.authenticated else self.unauthenticated
-        self._become(call.session, Identity("default", 0, 2))
-        self.sender.answer(call.request, b"+RESET\r\n")
+        if self._become(call, Identity(DEFAULT, 0, 2)):
+            self.set_table(call.session)
+            self.sender.answer(call.request, b"+RESET\r\n")
 
     def quit(self, call: Call) -> None:
         self.sender.answer_last(call.request, OK)
@@ -105,8 +184,8 @@ class ConnectionCommands:
                 self.sender.answer(call.request, error(text))
                 return
             self._databases.add(asked)
-        self._become(call.session, call.session.identity._replace(database=int(asked)))
-        self.sender.answer(call.request, OK)
+        if self._become(call, call.session.identity._replace(database=int(asked))):
+            self.sender.answer(call.request, OK)
 
     def _ping(self, call: Call) -> None:
         if len(call.args) > 2:
@@ -152,4 +231,4 @@ class ConnectionCommands:
         call.session.unheard.discard(call.request)
 
     def _whoami(self, call: Call) -> None:
-        self.sender.answer(call.request, bulk(call.session.identity.user.encode()))
+        self.sender.answer(call.request, bulk(name_of(call.session.identity.user)))

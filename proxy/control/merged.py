@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import NamedTuple
 
 import trio
 
 from proxy.codec import encode_request
 from proxy.codec.reply import OK, array, bulk, bulk_value, decode, elements, error, integer_value, is_error, verbatim
 from proxy.control.call import Call, Handler
+from proxy.control.permissions import Permissions
 from proxy.control.sending import NOT_SERVED, Sender
 from proxy.control.versions import numbers
 from proxy.dataplane import Lane
@@ -33,19 +35,39 @@ from proxy.sessions.transaction import NOT_HERE
 from proxy.topology.lanes import Owner
 from shard.client import ConnectionLost, ReplyError
 
+NOPERM = b"-NOPERM "
 SCAN_RETRY = 0.02  # seconds before a SCAN whose slot is not served is tried again
+SCAN_SHARDS = 16  # shards at most that one step of SCAN goes over
+SCAN_COUNT = 10  # keys that SCAN looks for where the client does not say (db.c)
+
+
+class Scanned(NamedTuple):
+    """What one shard had to say in a step of SCAN.  ``end_of_shard``: it is through."""
+
+    following: Cursor
+    keys: list[bytes]
+    end_of_shard: bool
 
 
 class MergedCommands:
     """See the module.  ``own_info()`` gives INFO's sections about the proxy itself; ``patience`` in seconds."""
 
-    def __init__(self, sender: Sender, own_info: Callable[[], dict[str, dict[str, object]]], patience: float) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        permissions: Permissions,
+        own_info: Callable[[], dict[str, dict[str, object]]],
+        patience: float,
+    ) -> None:
         self.sender = sender
+        self.permissions = permissions
         self.cluster = sender.cluster
         self.patience = patience
         self._own_info = own_info
         self._random = Random()
         self._scan_cache: tuple[bytes, Ranges] = (b"", ())
+        self._blind: set[str] = set()
+        """Users who may not ask for the slots."""
         self.handlers: dict[bytes, Handler] = {
             b"scan": self._scan,
             b"randomkey": self._randomkey,
@@ -61,10 +83,13 @@ class MergedCommands:
             shards = self.cluster.serving()
             sizes = await self.sender.of_all(call.session, shards, encode_request([b"DBSIZE"]))
             failed = next((each for each in sizes if is_error(each)), None)
-            if failed is not None:
+            if failed is not None and not failed.startswith(NOPERM):
                 frame = failed
                 break
-            drawn = choose_shard([integer_value(each) for each in sizes], self._random)
+            # Who may not ask for sizes gets keys all the same, by the sizes that the proxy knows of.
+            known = {figures.index: figures.keys for figures in self._shard_figures()}
+            keys = [known.get(each, 0) for each in shards] if failed else [integer_value(each) for each in sizes]
+            drawn = choose_shard(keys, self._random)
             if drawn is None:
                 break
             lane = self.sender.lane(call.session, shards[drawn])
@@ -74,7 +99,11 @@ class MergedCommands:
         self.sender.answer(call.request, frame)
 
     async def _scan(self, call: Call) -> None:
-        """One step of SCAN over shards.  The shard says before and behind it which slots it owns."""
+        """One step of SCAN over shards.  The shard says before and behind it which slots it owns.
+
+        A shard that is through before COUNT keys were found is followed by the next: what fits into one step on a
+        plain server does here.
+        """
         try:
             cursor = Cursor.decode(call.args[1])
         except BadCursor as bad:
@@ -82,16 +111,36 @@ class MergedCommands:
             return
         deadline = trio.current_time() + self.patience
         scan = Scan(positional=self._cursors_carry_slots(), life=self._life_of(call.session))
-        while True:
-            frame = await self._scan_step(call.session, scan, cursor, call.args)
-            if frame is not None or trio.current_time() > deadline:
+        gathered: list[bytes] = []
+        wanted = _scan_count(call.args)
+        for turn in range(SCAN_SHARDS):
+            part = await self._scan_shard(call, scan, cursor, 0.0 if turn else deadline)
+            if isinstance(part, bytes):
+                if turn:
+                    break  # the client's next step meets it, with what came before in its hands
+                self.sender.answer(call.request, part)
+                return
+            cursor = part.following
+            gathered += part.keys
+            if not part.end_of_shard or cursor == DONE or len(gathered) >= wanted:
                 break
+        self.sender.answer(call.request, array([bulk(cursor.encode()), array(gathered)]))
+
+    async def _scan_shard(self, call: Call, scan: Scan, cursor: Cursor, deadline: float) -> Scanned | bytes:
+        """What the shard that ``cursor`` stands at has to say, asked again while nobody serves it; or the error."""
+        while True:
+            part = await self._scan_step(call.session, scan, cursor, call.args)
+            if part is not None:
+                return part
+            if trio.current_time() > deadline:
+                return NOT_SERVED
             self.cluster.hint()
             await trio.sleep(SCAN_RETRY)
-        self.sender.answer(call.request, frame or NOT_SERVED)
 
-    async def _scan_step(self, session: Session, scan: Scan, cursor: Cursor, args: Sequence[bytes]) -> bytes | None:
-        """The reply to a SCAN with ``cursor``; None when the slot it stands at is not served now."""
+    async def _scan_step(
+        self, session: Session, scan: Scan, cursor: Cursor, args: Sequence[bytes]
+    ) -> Scanned | bytes | None:
+        """What one shard says, or its error; None when the slot that ``cursor`` stands at is not served now."""
         slot_map = self.cluster.map
         try:
             step = scan.next_step(slot_map, cursor)
@@ -100,20 +149,50 @@ class MergedCommands:
         lane = self.sender.lane(session, step.shard)
         if not lane.attached:
             return None
-        slots = encode_request([b"CLUSTER", b"SLOTS"])
         raw = encode_request([args[0], b"%d" % step.engine_cursor, *args[2:]])
-        before, frame, after = await self.sender.together(session, lane, [slots, raw, slots])
-        if lane.closed or any(is_error(each) for each in (before, after)):
+        scanned = await self._scan_between(session, lane, raw)
+        if lane.closed or scanned is None:
             return None
+        before, frame, after = scanned
         if is_error(frame):
             return None if frame.startswith(NOT_HERE) else frame
-        owned = agreed_ranges(self._own_ranges(lane, before), self._own_ranges(lane, after))
+        owned = agreed_ranges(before, after)
         returned, keys = elements(frame)
-        following = scan.after(self.cluster.map, step, int(bulk_value(returned) or 0), owned)
-        text = following.encode()
-        if following != DONE and text == b"0":
-            text = Cursor(following.slot, following.mark, True, following.engine).encode()
-        return array([bulk(text), keys])
+        number = int(bulk_value(returned) or 0)
+        following = scan.after(self.cluster.map, step, number, owned)
+        if following != DONE and following.encode() == b"0":
+            following = Cursor(following.slot, following.mark, True, following.engine)
+        return Scanned(following, elements(keys), number == 0)
+
+    async def _scan_between(self, session: Session, lane: Lane, raw: bytes) -> tuple[Ranges, bytes, Ranges] | None:
+        """The reply to a SCAN, between the slots its node owned before and behind it; None when these are not known."""
+        user = session.identity.user
+        if user not in self._blind:
+            slots = encode_request([b"CLUSTER", b"SLOTS"])
+            before, frame, after = await self.sender.together(session, lane, [slots, raw, slots])
+            if not any(is_error(each) for each in (before, after)):
+                return self._own_ranges(lane, before), frame, self._own_ranges(lane, after)
+            if not before.startswith(NOPERM):
+                return None
+            self._blind.add(user)
+        # A user who may not ask for the slots need not know of them: they are asked for by the proxy itself.
+        first = await self._asked_ranges(lane)
+        if lane.closed:
+            return None
+        frame = await self.sender.ask(session, lane, raw, pinned=True)
+        second = await self._asked_ranges(lane)
+        return (first, frame, second) if first is not None and second is not None else None
+
+    async def _asked_ranges(self, lane: Lane) -> Ranges | None:
+        owner: Owner = lane.owner
+        node = self.cluster.primary(owner.shard)
+        try:
+            if node is None or node.node_id.decode() != owner.node_id:
+                return None
+            rows = await self.permissions.ask(node.address, "CLUSTER", "SLOTS")
+        except (ConnectionLost, ReplyError):
+            return None
+        return tuple(sorted((row[0], row[1]) for row in rows if row[2][2] == owner.node_id.encode()))
 
     def _own_ranges(self, lane: Lane, frame: bytes) -> Ranges:
         """The slot ranges of the lane's node in its CLUSTER SLOTS reply; the same bytes are read once."""
@@ -188,3 +267,10 @@ class MergedCommands:
             keys = watch.keys if watch is not None else 0
             figures.append(ShardFigures(shard.index, shard.id.decode(), address, shard.ranges, keys))
         return figures
+
+
+def _scan_count(args: Sequence[bytes]) -> int:
+    """The COUNT of a SCAN.  Whether the options are right, the shard says."""
+    options = [word.lower() for word in args[2::2]]
+    given = args[3 + 2 * options.index(b"count") :][:1] if b"count" in options else []
+    return int(given[0]) if given and given[0].isdigit() else SCAN_COUNT

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from proxy.codec.reply import error
 from proxy.routing import Command
-from proxy.sessions.clients import HANDLED
 
 DANGEROUS = frozenset(
     {
         *(b"replicaof", b"slaveof", b"shutdown", b"debug", b"sync", b"psync", b"replconf", b"failover", b"migrate"),
-        *(b"module", b"save", b"bgsave", b"bgrewriteaof", b"restore-asking", b"pfdebug", b"pfselftest"),
+        *(b"module|load", b"module|loadex", b"module|unload", b"save", b"bgsave", b"bgrewriteaof"),
+        *(b"restore-asking", b"pfdebug", b"pfselftest"),
         *(b"cluster|addslots", b"cluster|addslotsrange", b"cluster|bumpepoch", b"cluster|delslots"),
         *(b"cluster|delslotsrange", b"cluster|failover", b"cluster|flushslots", b"cluster|flushslot"),
         *(b"cluster|forget", b"cluster|meet", b"cluster|replicate", b"cluster|reset", b"cluster|saveconfig"),
@@ -31,20 +31,14 @@ PROTECTED_SETTINGS = (
 
 LATER = frozenset(
     {
-        *(b"subscribe", b"unsubscribe", b"psubscribe", b"punsubscribe", b"ssubscribe", b"sunsubscribe", b"pubsub"),
-        *(b"monitor", b"clusterscan", b"script|debug"),
-        *(b"acl|setuser", b"acl|deluser", b"acl|list", b"acl|users", b"acl|getuser", b"acl|load", b"acl|save"),
-        *(b"acl|log", b"acl|dryrun"),
+        *(b"client|pause", b"client|unpause", b"script|debug"),
     }
 )
 """What has no right answer yet gets an error that says so."""
 
-STREAM_OPTIONS = {b"group": 2, b"count": 1, b"claim": 1}
-"""How many values follow an option of XREAD and XREADGROUP; all others stand alone."""
-
 NO_CLUSTER = b"-ERR This instance has cluster support disabled\r\n"
 CLUSTER_ANSWERED = frozenset({b"cluster|keyslot", b"cluster|help", b"cluster|slot-stats"})
-OF_A_CLUSTER_CLIENT = frozenset({b"asking"})
+OF_A_CLUSTER_CLIENT = frozenset({b"asking", b"clusterscan"})
 
 
 class Policy:
@@ -65,12 +59,8 @@ class Policy:
             )
         if command.name in LATER or container in LATER:
             return not_supported(command)
-        if container == b"client" and command.name[7:] not in (*HANDLED, b"reply", b"help"):
-            return not_supported(command)
         if command.name in OF_A_CLUSTER_CLIENT or (container == b"cluster" and command.name not in CLUSTER_ANSWERED):
             return NO_CLUSTER
-        if command.is_blocking and command.name not in (b"wait", b"waitaof") and _blocks(command, args):
-            return not_supported(command)
         if command.name == b"config|set":
             return self._protected(args)
         return None
@@ -87,20 +77,3 @@ class Policy:
 def not_supported(command: Command) -> bytes:
     name = command.name.replace(b"|", b" ")
     return error(b"ERR '%s' is not supported by the proxy yet" % name)
-
-
-def _blocks(command: Command, args: Sequence[bytes]) -> bool:
-    """Whether this call may block: XREAD and XREADGROUP only with the option BLOCK.
-
-    The options are read as the engine reads them (t_stream.c: xreadCommand): in any order, each with its values,
-    which may be called anything, up to STREAMS.
-    """
-    if command.name not in (b"xread", b"xreadgroup"):
-        return True
-    at = 1
-    while at < len(args):
-        option = args[at].lower()
-        if option in (b"block", b"streams"):
-            return option == b"block"
-        at += 1 + STREAM_OPTIONS.get(option, 0)
-    return False

@@ -7,12 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 import structlog
 import trio
 
-from proxy.codec import Limits, decode_request, encode_request, key_slot
-from proxy.codec.reply import bulk_value, elements, is_error
+from proxy.codec import BARRIER as STOPS
+from proxy.codec import Limits, ParseTable, decode_request, encode_request, key_slot
+from proxy.codec.reply import bulk_value, elements, error, is_error
+from proxy.control.blocking import BlockingCommands
 from proxy.control.call import Call, Handler, Step
 from proxy.control.connection import ConnectionCommands
+from proxy.control.monitoring import MonitorCommands
+from proxy.control.permissions import Permissions
 from proxy.control.policy import DANGEROUS, LATER, Policy, not_supported
+from proxy.control.pubsub import BARRIERS as PUBSUB_BARRIERS
+from proxy.control.pubsub import refusal as of_subscriber
+from proxy.control.scripts import BY_BODY, BY_SHA, ScriptCommands
 from proxy.control.sending import Sender, unsure
+from proxy.control.tracking import TrackingCommands
 from proxy.control.transactions import TransactionCommands
 from proxy.control.waiting import WaitCommands
 from proxy.dataplane import BARRIER, READONLY, WRITE, Client, Mode, Request
@@ -29,6 +37,7 @@ from proxy.routing import (
     splitter,
 )
 from proxy.routing.guard import CROSSSLOT, MOST_WORDS, TOO_LARGE, UNCHECKED, guarded
+from proxy.sessions.blocking import blocks
 from proxy.sessions.connection import BEFORE_AUTH, NOAUTH
 from proxy.sessions.session import Session
 from proxy.topology.lanes import Identity
@@ -36,13 +45,19 @@ from shard.client import ConnectionLost, ReplyError
 
 BARRIERS = frozenset(
     {
-        *(b"auth", b"hello", b"reset", b"quit", b"select"),
+        *(b"auth", b"hello", b"reset", b"quit", b"select", b"acl"),
         *(b"multi", b"exec", b"discard", b"watch", b"unwatch"),
+        *PUBSUB_BARRIERS,
         *(b"client", b"wait", b"waitaof", b"scan", b"randomkey", b"script", b"function"),
     }
 )
 """Commands that change how the session's next one travels, or take several steps of their own."""
 
+HTTP = frozenset({b"post", b"host:"})
+"""Names that no command has and every HTTP request of another's page brings: its connection is closed at once."""
+HTTP_INITIALS = b"pPhH"
+WARN_AGAIN = 60.0  # seconds before that is logged again
+LONG_VALUE = 64  # bytes of a value above which the engine is not shown it when it is only asked for leave
 REFRESH = 5.0  # seconds at least between two readings of COMMAND because of an unknown name
 
 
@@ -54,7 +69,12 @@ class Router:
         sender: Sender,
         policy: Policy,
         connection: ConnectionCommands,
+        permissions: Permissions,
         waits: WaitCommands,
+        blocking: BlockingCommands,
+        scripts: ScriptCommands,
+        tracking: TrackingCommands,
+        monitors: MonitorCommands,
         families: Iterable[Mapping[bytes, Handler]],
         limits: Limits,
         patience: float,
@@ -64,6 +84,11 @@ class Router:
         self.cluster = sender.cluster
         self.policy = policy
         self.connection = connection
+        self.permissions = permissions
+        self.blocking = blocking
+        self.scripts = scripts
+        self.tracking = tracking
+        self.monitors = monitors
         self.table = CommandTable(())
         self.calls = 0
         self.refused = 0
@@ -72,10 +97,12 @@ class Router:
         self._nursery: trio.Nursery | None = None
         self._refresh = trio.Event()
         self._one_by_one = False
+        self._monitored = False
+        self._warn_again = 0.0
         self._handlers: dict[bytes, Handler] = dict(waits.handlers)
         for family in families:
             self._handlers |= family
-        self.transactions = TransactionCommands(sender, connection, waits, frozenset(self._handlers), patience)
+        self.transactions = TransactionCommands(sender, connection, waits, dict(self._handlers), patience)
         self._handlers |= self.transactions.handlers
 
     def learn(self, table: CommandTable) -> None:
@@ -90,24 +117,80 @@ class Router:
         """Have the data plane go by the table."""
         table = self.table
         barriers = {command.name.partition(b"|")[0] for command in table if self._takes_steps(command)} | BARRIERS
+        barriers |= {command.name for command in table if command.is_blocking}
         overrides = {name.partition(b"|")[0] for name in (*self._handlers, *DANGEROUS, *LATER)}
         if self._one_by_one:
             # Barriers all: nothing of a client is sent behind a command that may have to be sent again.
             barriers |= {command.name.partition(b"|")[0] for command in table if command.has_many_keys}
+        if self._monitored:
+            overrides |= {command.name for command in table}
         parse = table.parse_table(barriers, overrides, self._limits)
-        flags = bytearray(max(command.id for command in table) + 1)
+        highest = max(command.id for command in table)
+        flags = bytearray(2 * highest + 1)
         for command in table:
             flags[command.id] = (WRITE if command.counts_as_write else 0) | (READONLY if command.is_readonly else 0)
             if command.id in parse.barriers:
                 flags[command.id] |= BARRIER
+            flags[command.id + highest] = flags[command.id] | BARRIER
         ways = {command.id: splitter(command, unsure) for command in table if command.id not in parse.barriers}
-        splitters = {command_id: way for command_id, way in ways.items() if way is not None}
+        splitters = {} if self._monitored else {command_id: way for command_id, way in ways.items() if way is not None}
         self.plane.set_commands(parse, bytes(flags), splitters)
         self.connection.unauthenticated = parse.with_limits(self._limits._replace(unauthenticated=True))
+        self.connection.watched = self._watched(parse, highest)
+        self._set_tables()
+
+    def _watched(self, parse: ParseTable, twins: int) -> ParseTable:
+        """For users who may not do everything: what is to be checked before it is begun stops the parser.
+
+        Such a command goes by another id there, ``twins`` above its own: the flags of an id are everybody's.
+        """
+        entries = []
+        for command in self.table:
+            if b"|" in command.name:
+                continue
+            each_id, key, kind = parse.find(command.name)
+            family = (command, *command.subcommands.values())
+            if any(self._is_checked(member) for member in family):
+                each_id, kind = each_id + twins, STOPS
+            entries.append((command.name, each_id, key, kind))
+        return ParseTable(entries, self._limits)
+
+    def _is_checked(self, command: Command) -> bool:
+        """Whether a user's leave is to be had from the engine before anything is done."""
+        if command.request_policy == b"multi_shard" and command.counts_as_write:
+            return True  # the shards would each look at their own keys only, and some of them begin
+        return self.permissions.concerns(command, self._handlers)
+
+    def _set_tables(self) -> None:
+        for session in self.connection.sessions.values():
+            self.connection.set_table(session)
+
+    def users_changed(self) -> None:
+        """The rules of some user are others than before."""
+        self.permissions.forget()
+        self._set_tables()
+
+    def expel(self, user: str, identity: Identity | None = None) -> None:
+        """A user is deleted, or no shard lets it in any more: its sessions are closed.
+
+        ``identity``: only those that travel as this one.
+        """
+        for session in list(self.connection.sessions.values()):
+            if session.identity.user != user or identity not in (None, session.identity):
+                continue
+            if session.blocked is not None:
+                self.plane.kill(session.client)
+            else:
+                self.plane.finish(session.client)
 
     def one_by_one(self, on: bool) -> None:
         """Whether a client's next command waits for the reply to one of several keys."""
         self._one_by_one = on
+        self._prepare()
+
+    def monitored(self, on: bool) -> None:
+        """Whether every command comes to control, for MONITOR to see."""
+        self._monitored = on
         self._prepare()
 
     @staticmethod
@@ -158,8 +241,8 @@ class Router:
         client.session = session
         self.connection.sessions[client.id] = session
         self.sender.adopt(session, identity)
+        self.connection.set_table(session)
         if not session.authenticated:
-            client.table = self.connection.unauthenticated
             client.mode = Mode.CONTROL
 
     def closed(self, client: Client) -> None:
@@ -169,6 +252,11 @@ class Router:
             session.working.cancel()
         if session.transaction is not None:
             session.transaction.end(clean=False)
+        if session.subscriptions is not None:
+            session.subscriptions.leave()
+        self.sender.part(session)
+        self.tracking.gone(session)
+        self.monitors.gone(session)
 
     def half_closed(self, client: Client) -> None:
         session: Session = client.session
@@ -203,10 +291,14 @@ class Router:
                 self.log.exception("command failed", command_id=request.command_id)
                 self.sender.answer(request, b"-ERR internal error of the proxy, see its log\r\n")
             finally:
-                session.working = None
+                if session.working is scope:  # once it has answered, the next command may be at work
+                    session.working = None
 
     def _dispatch(self, session: Session, request: Request) -> Step | None:
         args = decode_request(request.raw)
+        if args[0] and args[0][0] in HTTP_INITIALS and args[0].lower() in HTTP:
+            self._abort_http(session)
+            return None
         if not session.authenticated and args[0].lower() not in BEFORE_AUTH:
             self.sender.answer(request, NOAUTH)
             return None
@@ -226,18 +318,84 @@ class Router:
             else:
                 self._refuse(session, request, short)
             return None
+        refusal = of_subscriber(session, command, args) or self.monitors.refusal(session, command)
+        if refusal is not None:
+            self._refuse(session, request, refusal)
+            return None
         refusal = self.policy.refusal(command, args)
         if refusal is not None:
             self.refused += 1
             self._refuse(session, request, refusal)
             return None
         call = Call(session, request, args, command)
+        if not self.permissions.free(session) and self._is_checked(command):
+            asked = self._to_be_checked(call)
+            if asked is not None:
+                return self._check(call, asked)
+        return self._proceed(call)
+
+    @staticmethod
+    def _to_be_checked(call: Call) -> Sequence[bytes] | None:
+        """The words to ask about; None: one shard gets all of it, and looks at it itself."""
+        command, args = call.command, call.args
+        if command.request_policy != b"multi_shard":
+            return args
+        taken = None if call.session.in_multi else split(command, args)
+        if not isinstance(taken, Split) or len(taken.parts) < 2:
+            return None
+        keys = set(extract(command, args).indices)
+        return [arg if at in keys or len(arg) <= LONG_VALUE else b"" for at, arg in enumerate(args)]
+
+    async def _check(self, call: Call, asked: Sequence[bytes]) -> None:
+        """What reaches no shard as it came is not begun before the engine says that this user may."""
+        refusal = await self.permissions.refusal(call.session, asked, call.command)
+        if refusal is None:
+            step = self._proceed(call)
+            if step is not None:
+                await step
+        elif call.command.name == b"exec":
+            # Even refused, EXEC ends the transaction, and says so (multi.c: execCommandAbort).
+            text = error(b"EXECABORT Transaction discarded because of: " + refusal[1:-2])
+            if call.session.transaction is not None:
+                call.session.transaction.abort(call.request, text)
+            else:
+                self.sender.answer(call.request, text)
+        else:
+            self._refuse(call.session, call.request, refusal)
+
+    def _proceed(self, call: Call) -> Step | None:
+        if self.monitors.watching:
+            self.monitors.seen(call)
+        if call.session.tracking is None:
+            return self._go(call)
+        self.tracking.begins(call.session)
+        step = self._go(call)
+        self.tracking.begun(call.session, done=step is None)
+        return step
+
+    def _go(self, call: Call) -> Step | None:
+        session, args, command = call.session, call.args, call.command
         if command.name in UNCHECKED and not self._guard(call):
             return None
         if session.in_multi:
+            if command.name in BY_SHA:
+                self.scripts.put_ahead_of_exec(call)
             return self.transactions.within(call)
         handler = self._handlers.get(command.name)
-        return handler(call) if handler is not None else self._by_policy(call)
+        if handler is not None:
+            return handler(call)
+        if blocks(command, args):
+            self.blocking.block(call)
+            return None
+        return self._by_policy(call)
+
+    def _abort_http(self, session: Session) -> None:
+        """What a browser was made to send runs no command of the rest (server.c: securityWarningCommand)."""
+        address, _ = session.client.addresses()
+        self.plane.kill(session.client)
+        if trio.current_time() >= self._warn_again:
+            self._warn_again = trio.current_time() + WARN_AGAIN
+            self.log.warning("a client sent HTTP (POST or Host:), as cross protocol scripting does", address=address)
 
     def _refuse(self, session: Session, request: Request, frame: bytes) -> None:
         if session.in_multi and session.transaction is not None:
@@ -280,6 +438,9 @@ class Router:
 
     def _to_one(self, call: Call) -> Step | None:
         """The shard of the first key; any one where there is no key."""
+        if call.command.name in BY_BODY or call.command.name in BY_SHA:
+            self.scripts.send(call)
+            return None
         if call.command.is_keyed:
             slot = first_slot(call.command, call.args)
             if slot is None and self._takes_steps(call.command):

@@ -15,8 +15,9 @@ from proxy.sessions.session import Session
 from proxy.sessions.transaction import NOT_HERE, Places
 from proxy.topology.cluster import Cluster
 from proxy.topology.lanes import Busy, Identity, Lanes
+from proxy.topology.logins import Denied
 from proxy.topology.redirects import UNKNOWN
-from shard.client import ConnectionLost, ReplyError
+from shard.client import ConnectionLost, ReplyError, format_address
 
 NOT_SERVED = b"-CLUSTERDOWN no shard serves any slot: send the command again\r\n"
 
@@ -60,9 +61,27 @@ class Sender(Places):
         self._concern_of_user = concern_of_user
 
     def adopt(self, session: Session, identity: Identity) -> None:
-        """Have a session's commands travel as this identity, and its writes be acknowledged as its user's are."""
+        """Have a session's commands travel as this identity, and its writes be acknowledged as its user's are.
+
+        Raises ``Busy`` when there are too many identities; nothing has changed then.
+        """
+        before, identity = session.identity, session.carry(identity)
+        lanes = self.lanes.enter(identity)
+        self.part(session)
+        session.lanes = lanes
         session.identity = identity
-        self.plane.set_lanes(session.client, self.lanes.of(identity), self._concern_of_user(identity.user))
+        if session.subscriptions is not None:
+            session.subscriptions.speak(identity.protocol)
+        self.plane.set_lanes(session.client, lanes, self._concern_of_user(identity.user))
+        if before.own and before != identity:
+            self.lanes.drop(before)
+            self.lanes.disturbed(before.own)
+
+    def part(self, session: Session) -> None:
+        """The session travels on no lanes any more."""
+        if session.lanes is not None:
+            self.lanes.leave(session.lanes)
+            session.lanes = None
 
     def answer(self, request: Request, frame: bytes) -> None:
         """Answer, and let the client go on if it stood behind this command."""
@@ -86,13 +105,20 @@ class Sender(Places):
         request.slot = slot
         self.send_to(session, request, self.shard_of(slot))
 
-    def send_to(self, session: Session, request: Request, shard: int) -> None:
-        if not request.barrier and request not in session.unheard:
+    def is_large(self, request: Request) -> bool:
+        """Whether it is to have a lane to itself."""
+        return request.barrier and len(request.raw) > self._large_request
+
+    def send_to(
+        self, session: Session, request: Request, shard: int, seen: Callable[[bytes], None] | None = None
+    ) -> None:
+        """``seen`` is told the reply first, of a request that has no lane to itself."""
+        if seen is None and not request.barrier and request not in session.unheard:
             self.plane.resubmit(request, self.lane(session, shard))
-        elif len(request.raw) > self._large_request and shard >= 0:
+        elif self.is_large(request) and shard >= 0:
             self._send_large(session, request, shard)
         else:
-            self._submit(session, request, self.lane(session, shard))
+            self._submit(session, request, self.lane(session, shard), seen)
 
     def _send_large(self, session: Session, request: Request, shard: int) -> None:
         """A large request has a lane to itself, so that it holds up nobody else's."""
@@ -123,12 +149,20 @@ class Sender(Places):
             pinned=True,
         )
 
-    def _submit(self, session: Session, request: Request, lane: Lane) -> None:
+    def _submit(
+        self, session: Session, request: Request, lane: Lane, seen: Callable[[bytes], None] | None = None
+    ) -> None:
         """A request on a shared lane whose reply comes by here: a barrier's client goes on then."""
+
+        def replied(frame: bytes) -> None:
+            if seen is not None:
+                seen(frame)
+            self.answer(request, frame)
+
         self.plane.submit(
             lane,
             request.raw,
-            lambda frame: self.answer(request, frame),
+            replied,
             client=session.client,
             slot=request.slot,
             command_id=request.command_id,
@@ -180,7 +214,18 @@ class Sender(Places):
                 )
 
     async def to_all_nodes(self, call: Call) -> None:
-        """Primaries and replicas; a node that the cluster holds for failed is none of it at the moment."""
+        """By the command's own policy: one reply of all nodes'."""
+        self.answer(call.request, self.merged(call, await self.of_all_nodes(call)))
+
+    def merged(self, call: Call, replies: list[tuple[str, bytes]]) -> bytes:
+        """One reply of what ``of_all_nodes`` returned."""
+        frames = [frame for _, frame in replies]
+        return aggregate(call.command, call.args, frames, call.session.protocol) if frames else NOT_SERVED
+
+    async def of_all_nodes(self, call: Call) -> list[tuple[str, bytes]]:
+        """(address, reply) of primaries, then replicas; a node that the cluster holds for failed is none of it at the
+        moment.
+        """
         self.counts["fanouts"] += 1
         shards = [shard for shard in self.cluster.map.shards if shard.ranges]
         replicas = [node for shard in shards for node in shard.replicas if node.health != "fail"]
@@ -192,6 +237,9 @@ class Sender(Places):
         async def replica(at: int, node: Node) -> None:
             try:
                 lane = await self.lanes.lease_node(call.session.identity, node)
+            except Denied as denied:
+                frames[at] = error(str(denied))
+                return
             except (ConnectionLost, ReplyError) as problem:
                 frames[at] = error(f"ERR node {node.host}:{node.port} could not be reached ({problem}); try again")
                 return
@@ -205,9 +253,9 @@ class Sender(Places):
                 nursery.start_soon(primary, at, shard.index)
             for at, node in enumerate(replicas, len(shards)):
                 nursery.start_soon(replica, at, node)
-        ordered = [frames[at] for at in sorted(frames)]
-        merged = aggregate(call.command, call.args, ordered, call.session.protocol) if ordered else NOT_SERVED
-        self.answer(call.request, merged)
+        nodes = [*(shard.primary for shard in shards), *replicas]
+        addresses = [format_address(node.host, node.port) if node is not None else "" for node in nodes]
+        return [(address, frames[at]) for at, address in enumerate(addresses)]
 
     async def ask(
         self, session: Session, lane: Lane, raw: bytes, request: Request | None = None, pinned: bool = False
@@ -232,11 +280,13 @@ class Sender(Places):
         await done.wait()
         return frames[0]
 
-    async def of_all(self, session: Session, shards: Sequence[int], raw: bytes) -> list[bytes]:
+    async def of_all(
+        self, session: Session, shards: Sequence[int], raw: bytes, pinned: bool = False
+    ) -> list[bytes]:
         frames: list[bytes] = [b""] * len(shards)
 
         async def one(at: int, shard: int) -> None:
-            frames[at] = await self.ask(session, self.lane(session, shard), raw)
+            frames[at] = await self.ask(session, self.lane(session, shard), raw, pinned=pinned)
 
         async with trio.open_nursery() as nursery:
             for at, shard in enumerate(shards):
@@ -274,6 +324,8 @@ class Sender(Places):
         if words[0] not in (b"MOVED", b"ASK") or len(words) != 3:
             self.cluster.hint()
             return None
+        if lane.owner.identity.own:
+            self.lanes.disturbed(lane.owner.identity.own)  # what is sent again goes without CLIENT CACHING
         host, port = self.cluster.address_in(words[2], lane.owner.node_id)
         if words[0] == b"MOVED":
             self.cluster.moved(int(words[1]), host, port)

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from proxy.acks.wait import GONE, Unconfirmed
 from proxy.codec.reply import OK, error
 from proxy.control.call import Call, Handler, Step
 from proxy.control.connection import ConnectionCommands
+from proxy.control.extras import Extras
 from proxy.control.sending import Sender
 from proxy.control.waiting import WaitCommands
-from proxy.routing import Command, extract, first_slot, slots_of
+from proxy.routing import extract, first_slot, slots_of
 from proxy.sessions.session import Session
 from proxy.sessions.transaction import Transaction
 
-AS_IS = frozenset({b"ping", b"echo", b"unwatch"})
-"""Commands with a way of their own whose answer from any shard is the same."""
-
 
 class TransactionCommands:
-    """See the module.  ``own``: names of commands with a way of their own; ``patience`` in seconds."""
+    """See the module.  ``handlers``: of the commands with a way of their own; ``patience`` in seconds."""
 
     def __init__(
         self,
         sender: Sender,
         connection: ConnectionCommands,
         waits: WaitCommands,
-        own: Collection[bytes],
+        handlers: Mapping[bytes, Handler],
         patience: float,
     ) -> None:
         self.sender = sender
         self.connection = connection
         self.waits = waits
-        self._own = own
+        self._extras = Extras(sender, handlers)
         self._patience = patience
         self.handlers: dict[bytes, Handler] = {
             b"multi": self._multi,
@@ -45,14 +43,15 @@ class TransactionCommands:
     def _transaction(self, session: Session) -> Transaction:
         if session.transaction is None:
             sender = self.sender
-            session.transaction = Transaction(session, sender.plane, sender.lanes, sender, self._patience)
+            fill = self._extras.fill
+            session.transaction = Transaction(session, sender.plane, sender.lanes, sender, self._patience, fill)
         return session.transaction
 
     def _multi(self, call: Call) -> None:
         self._transaction(call.session).begin(call.request)
 
-    def _watch(self, call: Call) -> None:
-        self._transaction(call.session).watch(call.request, slots_of(extract(call.command, call.args), call.args))
+    def _watch(self, call: Call) -> Step:
+        return self._transaction(call.session).watch(call.request, slots_of(extract(call.command, call.args), call.args))
 
     def _unwatch(self, call: Call) -> None:
         if call.session.transaction is None:
@@ -85,13 +84,22 @@ class TransactionCommands:
             transaction.refuse(call.request, error(b"ERR Command '%s' not allowed inside a transaction" % name))
         elif name in self.waits.handlers:
             transaction.queue(call.request, call.command, None, put_in=True)
-        elif not self._may_queue(call.command):
+        elif not self._extras.possible(call.command):
             words = name.replace(b"|", b" ")
             transaction.refuse(call.request, error(b"ERR '%s' inside MULTI is not supported by the proxy yet" % words))
         else:
+            self._queue(call, transaction)
+        return None
+
+    def _queue(self, call: Call, transaction: Transaction) -> None:
+        extra = self._extras.extra(call.command, call.args)
+        if extra is None:
             slot = first_slot(call.command, call.args) if call.command.is_keyed else None
             transaction.queue(call.request, call.command, slot)
-        return None
+            return
+        raw = self._extras.stands_in(extra)
+        transaction.soils = transaction.soils or self._extras.soils(extra)
+        transaction.queue(call.request, call.command, None, extra=extra, raw=raw)
 
     async def _put_in_and_execute(self, call: Call, transaction: Transaction) -> None:
         """EXEC with WAITs in it.  The counts are taken first: should there be none to give, nothing has run yet."""
@@ -104,11 +112,3 @@ class TransactionCommands:
         step = transaction.execute(call.request)
         if step is not None:
             await step
-
-    def _may_queue(self, command: Command) -> bool:
-        """Whether one shard's answer is the whole answer."""
-        if command.is_keyed:
-            return command.request_policy in (None, b"multi_shard")
-        if command.name in AS_IS:
-            return True
-        return command.request_policy is None and command.name not in self._own

@@ -23,7 +23,7 @@ from proxy.dataplane.client import Client
 from proxy.dataplane.contract import BARRIER, READONLY, WRITE, Control, Handed, Limits, Lost, Mode
 from proxy.dataplane.lane import Lane
 from proxy.dataplane.plane import DataPlane
-from proxy.dataplane.requests import Hold, Request, Sample
+from proxy.dataplane.requests import Hold, Request, Sample, Submitted
 
 IMPLEMENTATION = "python" if str(_client.__file__).endswith(".py") else "cython"
 """The form in which the data plane runs, "cython" or "python"."""
@@ -44,4 +44,5 @@ __all__ = [
     "Mode",
     "Request",
     "Sample",
+    "Submitted",
 ]

@@ -8,10 +8,12 @@ cdef class Counters:
     cdef public long long commands
     cdef public long long lane_losses
     cdef public long long protocol_errors
+    cdef public long long pushes
     cdef public long long refused
     cdef public long long shard_bytes_in
     cdef public long long shard_bytes_out
     cdef public long long splits
+    cdef public long long subscribers_cut
 
 
 cdef class Handler:
@@ -40,6 +42,9 @@ cdef class Plane:
     cdef public Py_ssize_t max_commands
     cdef public Py_ssize_t max_bytes
     cdef public Py_ssize_t max_output
+    cdef public Py_ssize_t max_pushed
+    cdef public Py_ssize_t soft_pushed
+    cdef public double soft_seconds
 
 
 cdef class Party(Handler):

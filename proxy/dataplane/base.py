@@ -38,10 +38,12 @@ class Counters:
         "commands",
         "lane_losses",
         "protocol_errors",
+        "pushes",
         "refused",
         "shard_bytes_in",
         "shard_bytes_out",
         "splits",
+        "subscribers_cut",
     )
 
     def __init__(self) -> None:
@@ -55,6 +57,8 @@ class Counters:
         self.lane_losses = 0
         self.splits = 0
         self.protocol_errors = 0
+        self.pushes = 0
+        self.subscribers_cut = 0
 
 
 class Handler:
@@ -77,6 +81,9 @@ class Plane:
         self.max_commands = min(limits.outstanding_commands, sys.maxsize)
         self.max_bytes = min(limits.outstanding_bytes, sys.maxsize)
         self.max_output = min(limits.output, sys.maxsize)
+        self.max_pushed = min(limits.pushed, sys.maxsize)
+        self.soft_pushed = min(limits.pushed_soft, sys.maxsize)
+        self.soft_seconds = limits.pushed_seconds
         self.watched = watched
         self.counters = Counters()
         self.now = now

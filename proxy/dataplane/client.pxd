@@ -30,7 +30,12 @@ cdef class Client(Party):
     cdef public double last_read
     cdef public Sample sample
     cdef public bint traced
+    cdef public bint subscriber
     cdef object _unsent
+    cdef double _over_since
+    cdef int _keeping
+    cdef list _late
+    cdef Py_ssize_t _late_bytes
     cdef object _state
     cdef Place _barrier
     cdef list _ahead
@@ -75,5 +80,14 @@ cdef class Client(Party):
     @cython.locals(batch=Batch)
     cdef _sample_relayed(self, Sample sample)
     cdef _send_rest(self)
+    cpdef push(self, bytes frame)
+    @cython.locals(place=Place, batch=Batch, note=Batch, alone=Batch)
+    cpdef push_behind(self, bytes frame)
+    @cython.locals(plane=Plane, size=Py_ssize_t)
+    cpdef bint bound_output(self) except? -1
     cpdef update_interest(self)
     cpdef close(self)
+
+
+@cython.locals(client=Client)
+cpdef push_all(list clients, bytes frame)

@@ -53,8 +53,12 @@ class Client(Party):
         "_eof",
         "_fenced",
         "_gone",
+        "_keeping",
+        "_late",
+        "_late_bytes",
         "_mask",
         "_need",
+        "_over_since",
         "_state",
         "_stopped",
         "_unsent",
@@ -72,6 +76,7 @@ class Client(Party):
         "sample",
         "session",
         "sock",
+        "subscriber",
         "table",
         "traced",
         "writes",
@@ -97,12 +102,18 @@ class Client(Party):
         self.sample: Sample | None = None
         """A timed command whose reply is on its way to the client."""
         self.closed = False
+        self.subscriber = False
+        """Held to the limits of those who are sent what they did not ask for, one by one."""
         self.batches: deque[Batch] = deque()
         self.pending_bytes = 0
         self.out: list[bytes] = []
         self.out_bytes = 0
         self.last_read = plane.now
         self._unsent: memoryview | None = None
+        self._over_since = 0.0
+        self._keeping = 0
+        self._late: list[bytes] | None = None
+        self._late_bytes = 0
         self._barrier: Place | None = None
         self._stopped = False
         self._fenced = False
@@ -126,6 +137,11 @@ class Client(Party):
     def stopped(self) -> bool:
         """It stands behind a barrier that control has not resumed."""
         return self._stopped
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of requests that are read and not yet parsed."""
+        return self._buffered + self._ahead_bytes
 
     def kept_replies(self) -> int:
         """Bytes of replies that are in and cannot be sent yet: before an earlier one, or unacknowledged."""
@@ -373,8 +389,7 @@ class Client(Party):
             break
         if self._unsent is not None:
             self.out_bytes += sum(map(len, islice(out, before, None)))
-            if self.out_bytes > self.plane.max_output:
-                self._refuse("closing a client that does not read its replies")
+            self.bound_output()
 
     def _sample_relayed(self, sample: Sample) -> None:
         batch = sample.place_batch
@@ -396,12 +411,12 @@ class Client(Party):
         if count < len(data):
             self._unsent = memoryview(data)[count:]
             self.out_bytes = len(data) - count + sum(map(len, self.out))
-            if self.out_bytes > self.plane.max_output:
-                self._refuse("closing a client that does not read its replies")
+            if not self.bound_output():
                 return
         else:
             self._unsent = None
             self.out_bytes = 0
+            self._over_since = 0.0
         self.update_interest()
 
     def _send_rest(self) -> None:
@@ -410,6 +425,93 @@ class Client(Party):
         if not self.closed and self._unsent is None and not self.dirty:
             self.dirty = True
             self.plane.dirty_clients.append(self)
+
+    # -- what it did not ask for ----------------------------------------------------------------
+    def push(self, frame: bytes) -> None:
+        """Send a frame out of band: behind the replies that are in, whatever is still to come."""
+        if self.closed or self._draining:
+            return
+        if self._keeping:
+            self._late = self._late or []
+            self._late.append(frame)
+            self._late_bytes += len(frame)
+            if self._late_bytes > self.plane.max_pushed:
+                self._cut()
+            return
+        if self.batches:
+            self._collect()
+            if self.closed:
+                return
+        self.plane.counters.pushes += 1
+        self.out.append(frame)
+        if self._unsent is not None:
+            self.out_bytes += len(frame)
+            self.bound_output()
+        elif not self.dirty:
+            self.dirty = True
+            self.plane.dirty_clients.append(self)
+
+    def push_behind(self, frame: bytes) -> None:
+        """Send a frame out of band behind the replies to all that is under way, whichever way each of them comes.
+
+        Of a command whose turn comes only when all those are in (a barrier) it goes before the reply.
+        """
+        if not self.batches or self.closed or self._draining:
+            self.push(frame)
+            return
+        note = Batch(self, [], self.plane.now)
+        note.replies.append(frame)
+        place = self._barrier
+        if place is None:
+            self.batches.append(note)
+        else:
+            batch = place.batch
+            if len(batch.commands) > 1:  # the barrier is its last one: it gets a batch of its own
+                alone = Batch(self, [batch.commands.pop()], batch.born)
+                batch.replies.pop()
+                batch.missing -= 1
+                place.batch = alone
+                place.index = 0
+                self.batches.append(alone)
+            self.batches.insert(len(self.batches) - 1, note)
+        self.plane.counters.pushes += 1
+        if not self.dirty:
+            self.dirty = True
+            self.plane.dirty_clients.append(self)
+
+    def keep_pushes(self) -> None:
+        """What is pushed from now on comes behind the reply to a command under way: until ``let_pushes``."""
+        self._keeping += 1
+
+    def let_pushes(self) -> None:
+        """The reply is in its place: once for each ``keep_pushes``."""
+        self._keeping -= 1
+        if self._keeping == 0 and self._late:
+            late, self._late = self._late, None
+            self._late_bytes = 0
+            for frame in late:
+                self.push(frame)
+
+    def bound_output(self) -> bool:
+        """Close it if more waits for it than may, or has for too long (networking.c: checkClientOutputBufferLimits)."""
+        plane = self.plane
+        size = self.out_bytes
+        if size > plane.max_output:
+            self._refuse("closing a client that does not read its replies")
+            return False
+        if not self.subscriber or size <= plane.soft_pushed:
+            self._over_since = 0.0
+            return True
+        if self._over_since == 0.0:
+            self._over_since = plane.now
+        if size > plane.max_pushed or plane.now - self._over_since > plane.soft_seconds:
+            self._cut()
+            return False
+        return True
+
+    def _cut(self) -> None:
+        self.plane.counters.subscribers_cut += 1
+        self._refuse("closing a subscriber that does not read its messages")
 
     # -- interest and the end -------------------------------------------------------------------
     def update_interest(self) -> None:
@@ -479,9 +581,16 @@ class Client(Party):
         plane.discard(self.sock)
         self.batches.clear()
         self.out = []
+        self._late = None
         self._chunks = []
         self._ahead = []
         self._unsent = None
         self._barrier = None
         del plane.clients[self.id]
         plane.tell(None, plane.control.closed, self)
+
+
+def push_all(clients: list[Client], frame: bytes) -> None:
+    """Push one frame to many.  Closing one of them may change what the list was made of, but not the list."""
+    for client in clients:
+        client.push(frame)

@@ -60,6 +60,11 @@ class Limits(NamedTuple):
     outstanding_bytes: int = 64 << 20
     output: int = 256 << 20
     """Replies buffered for a client that does not read; above it the client is closed."""
+    pushed: int = 32 << 20
+    """Output buffered for a subscriber; above it the client is closed (Redis: client-output-buffer-limit pubsub)."""
+    pushed_soft: int = 8 << 20
+    """The same, if it stays above this for ``pushed_seconds``."""
+    pushed_seconds: float = 60.0
     held_commands: int = 100_000
     """Commands parked on one lane that is not connected."""
     held_bytes: int = 256 << 20

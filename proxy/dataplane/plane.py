@@ -15,13 +15,13 @@ import errno
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from proxy.codec import ParseTable
 from proxy.dataplane.base import NO_SHARD, Handler, Plane
-from proxy.dataplane.client import Client
+from proxy.dataplane.client import Client, push_all
 from proxy.dataplane.contract import Control, Limits, Lost, Mode
 from proxy.dataplane.lane import Lane
 from proxy.dataplane.requests import Hold, Place, Request, Run, Sample, Skip, Splitter, Submitted
@@ -273,9 +273,17 @@ class DataPlane(Plane):
         """A lane without a connection: what is put on it is parked."""
         return Lane(self, shard, owner)
 
-    def attach(self, lane: Lane, sock: socket.socket, stamp: Any, pushes: bool = False) -> None:
-        """Give a lane its connection (non-blocking, handshake done)."""
+    def attach(
+        self, lane: Lane, sock: socket.socket, stamp: Any, pushes: bool = False, greeting: Sequence[bytes] = ()
+    ) -> None:
+        """Give a lane its connection (non-blocking, handshake done).
+
+        ``greeting``: requests that come before what is parked on it, whose replies nobody wants to see.
+        """
         with self.turn():
+            if greeting:
+                lane.fifo.extendleft(Skip(len(raw), self.now) for raw in reversed(greeting))
+                lane.out[:0] = greeting
             lane.attach(sock, stamp, pushes)
 
     def close_lane(self, lane: Lane) -> list[Lost]:
@@ -360,6 +368,33 @@ class DataPlane(Plane):
         with self.turn():
             request.answer(frame)
 
+    def push(self, client: Client, frame: bytes) -> None:
+        """Send a client what it did not ask for: behind the replies that are in, before those that are still to come.
+
+        One that does not read is closed as its limits say: ``Limits.pushed`` where ``client.subscriber`` is set.
+        """
+        with self.turn():
+            client.push(frame)
+
+    def push_behind(self, client: Client, frame: bytes) -> None:
+        """``push``, but behind the replies to everything the client has under way: what is said of values it reads."""
+        with self.turn():
+            client.push_behind(frame)
+
+    def push_all(self, clients: Iterable[Client], frame: bytes) -> None:
+        """``push`` the same frame to each."""
+        with self.turn():
+            push_all(list(clients), frame)
+
+    def keep_pushes(self, client: Client) -> None:
+        """Have pushes to a client come behind the reply to a command that is under way, until ``let_pushes``."""
+        client.keep_pushes()
+
+    def let_pushes(self, client: Client) -> None:
+        """That command was answered.  To be called once for each ``keep_pushes``."""
+        with self.turn():
+            client.let_pushes()
+
     def resume(self, client: Client, mode: Mode = Mode.PLAIN) -> None:
         """Let a client that stands behind a barrier go on."""
         with self.turn():
@@ -393,6 +428,11 @@ class DataPlane(Plane):
         """Close a client whose replies, kept until an earlier one comes, exceed the output limit."""
         if client.kept_replies() > self.limits.output:
             self.refuse(client, "closing a client whose replies wait for an earlier one")
+
+    def bound_pushes(self, client: Client) -> None:
+        """Close a subscriber for which more than the soft limit has been waiting for too long."""
+        with self.turn():
+            client.bound_output()
 
     def lane_age(self, lane: Lane) -> float:
         """Seconds for which the oldest command has been waiting for the lane's shard, or in its hold; 0.0: none is."""

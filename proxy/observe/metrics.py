@@ -39,9 +39,16 @@ class Counters(TypedDict, total=False):
       ``clients_closed_slow`` (did not read their replies); ``commands`` requests parsed; ``commands_control`` those
       that went through control; ``protocol_errors``; ``bytes_in`` /
       ``bytes_out`` between clients and proxy.
+    Subscriptions:
+      ``subscribers_cut`` closed because their messages piled up; ``subscriptions_shared`` channels and patterns
+      subscribed at nodes now, each for all who want it; ``subscription_links`` connections that carry them;
+      ``messages_delivered`` to clients.
     Lanes (all shards together; by shard in ``ShardFigures``):
       ``shard_bytes_in`` / ``shard_bytes_out`` bytes read from / written to shards; ``lanes_open``, ``lane_connects``,
-      ``lane_losses``; ``leased_open``.
+      ``lane_losses``; ``leased_open``; ``identities`` that have lanes now.
+    Users:
+      ``logins_refused`` wrong passwords; ``users_healed`` ACL users given to nodes that lacked them; ``users_differ``
+      nodes whose users are not those of most others now.
     Routing:
       ``moved``, ``ask``, ``tryagain`` redirections followed; ``splits`` multi-key commands split by slot; ``fanouts``
       commands sent to several shards; ``outcome_unknown`` writes answered with "outcome unknown"; ``refused``
@@ -53,9 +60,9 @@ class Counters(TypedDict, total=False):
       ``waits_open`` WAIT and WAITAOF being waited for now; ``concerns_open`` questions under way for writes whose
       replies are kept back; ``ack_rounds`` rounds put to shards;
       ``acks_unconfirmed`` of them answered without a number, because a primary's life had ended;
-      ``markers_refused`` that shards did not take; ``markers_raised`` put on a lane that carried one already, all being
-      taken; ``waits_alone`` that did not go the usual way, by rounds shared with others (slots had moved, or a proof
-      was missing).
+      ``markers_refused`` that shards did not take, or not in time; ``markers_raised`` put on a lane that carried one
+      already, all being taken; ``waits_alone`` that did not go the usual way, by rounds shared with others (slots had
+      moved, or a proof was missing).
     Topology:
       ``slot_map_version``; ``slots_covered`` slots with a primary, of 16384; ``discoveries``; ``discovery_failures``;
       ``ready`` 0 or 1; ``engine_versions`` number of nodes by engine and version, as ``{"valkey 9.1.2": 6}``.
@@ -68,6 +75,10 @@ class Counters(TypedDict, total=False):
     commands: int
     commands_control: int
     protocol_errors: int
+    subscribers_cut: int
+    subscriptions_shared: int
+    subscription_links: int
+    messages_delivered: int
     bytes_in: int
     bytes_out: int
     shard_bytes_in: int
@@ -76,6 +87,10 @@ class Counters(TypedDict, total=False):
     lane_connects: int
     lane_losses: int
     leased_open: int
+    identities: int
+    logins_refused: int
+    users_healed: int
+    users_differ: int
     moved: int
     ask: int
     tryagain: int
@@ -144,51 +159,22 @@ _WAIT_COMMANDS: Final[tuple[WaitCommand, ...]] = ("wait", "waitaof")
 _CONCERN_RESULTS: Final[tuple[ConcernResult, ...]] = ("reached", "deadline", "passed", "refused", "unconfirmed")
 _WAIT_RESULTS: Final[tuple[WaitResult, ...]] = ("reached", "deadline", "unconfirmed", "refused", "gone")
 _STEPS: Final[tuple[StepName, ...]] = ("dispatch", "execute", "relay", "replicate", "persist")
+_SHORT: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 # From a relay on an idle machine (20 us) to a replica that is stuck.
-_STEP_BUCKETS: Final = (
-    0.00002,
-    0.00005,
-    0.0001,
-    0.0002,
-    0.0005,
-    0.001,
-    0.002,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    1.0,
-    2.5,
-    9.99,
-)
+_STEP_BUCKETS: Final = (0.00002, 0.00005, 0.0001, *_SHORT, 1.0, 2.5, 9.99)
 _WAITER_BUCKETS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
 MANY_REPLICAS: Final = 5  # achieved replicas from which on they are counted together
 # From the fastest acknowledgment measured on loopback (0.3 ms) to the timeouts people give.
-_WAIT_BUCKETS: Final = (
-    0.0002,
-    0.0005,
-    0.001,
-    0.002,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-)
+_WAIT_BUCKETS: Final = (*_SHORT, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 _GAUGES: Final[tuple[tuple[str, str, str], ...]] = (
     ("clients_open", "clients_open", "Client connections now."),
     ("lanes_open", "lanes_open", "Connections to shards now."),
     ("leased_open", "leased_lanes_open", "Leased lanes now."),
+    ("identities", "identities", "Combinations of user, database and protocol that have lanes now."),
+    ("users_differ", "nodes_with_differing_users", "Nodes whose ACL users are not those of most others."),
+    ("subscriptions_shared", "shared_subscriptions", "Channels and patterns subscribed at nodes now."),
+    ("subscription_links", "subscription_links_open", "Connections to nodes now that carry subscriptions."),
     ("held", "held_commands", "Commands held now, because their slots have no primary."),
     ("held_bytes", "held_bytes", "Bytes of requests held now."),
     ("waits_open", "waits_open", "WAIT and WAITAOF being waited for now."),
@@ -208,6 +194,12 @@ _COUNTERS: Final[tuple[tuple[str, str, str], ...]] = (
     ("commands", "commands", "Commands received from clients."),
     ("commands_control", "commands_control", "Commands that took the way through control, not the plain one."),
     ("protocol_errors", "protocol_errors", "Client connections closed for a protocol error."),
+    (
+        "subscribers_cut",
+        "subscribers_cut",
+        "Client connections with subscriptions closed because they did not read their messages.",
+    ),
+    ("messages_delivered", "messages_delivered", "Messages of channels handed to clients."),
     ("bytes_in", "client_received_bytes", "Bytes received from clients."),
     ("bytes_out", "client_sent_bytes", "Bytes sent to clients."),
     ("shard_bytes_in", "lanes_received_bytes", "Bytes received from all shards."),
@@ -226,7 +218,13 @@ _COUNTERS: Final[tuple[tuple[str, str, str], ...]] = (
         "acks_unconfirmed",
         "WAIT and WAITAOF that got no number, because a primary that took the session's writes is no longer in charge.",
     ),
-    ("markers_refused", "ack_markers_refused", "Markers that shards did not take: their WAITAOF got an error."),
+    (
+        "markers_refused",
+        "ack_markers_refused",
+        "Markers that shards did not take, or not in time: their WAITAOF got an error.",
+    ),
+    ("logins_refused", "logins_refused", "Wrong passwords."),
+    ("users_healed", "users_given_to_nodes", "ACL users given to nodes that had joined or were wiped."),
     ("discoveries", "discoveries", "Times the slot map was read from the cluster."),
     ("discovery_failures", "discovery_failures", "Times no node could be asked for the slot map."),
 )

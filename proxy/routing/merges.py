@@ -15,6 +15,7 @@ from random import Random
 
 from proxy.codec.reply import (
     array,
+    bulk,
     bulk_value,
     double,
     elements,
@@ -158,7 +159,9 @@ def texts(frames: Sequence[bytes], protocol: int, args: Sequence[bytes]) -> byte
         for number, frame in enumerate(frames)
         if not is_error(frame)
     ]
-    return verbatim(b"\n".join(parts), protocol)
+    text = b"\n".join(parts)
+    # MALLOC-STATS is a plain bulk where the allocator has none to tell.
+    return verbatim(text, protocol) if any(frame[:1] == b"=" for frame in frames) else bulk(text)
 
 
 def log_entries(frames: Sequence[bytes], protocol: int, args: Sequence[bytes]) -> bytes:

@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proxy.codec.reply import OK, PONG, array, bulk, error, integer, map_
+from proxy.codec.reply import PONG, array, bulk, error, integer, map_
 from proxy.sessions.session import Session
 
 NOAUTH = b"-NOAUTH Authentication required.\r\n"
@@ -32,8 +32,12 @@ class Engine(NamedTuple):
     version: bytes
 
 
+Login = tuple[bytes, bytes]
+"""User, password."""
+
+
 class Doorkeeper:
-    """Who may come in.  ``password`` None: everybody."""
+    """Who may come in as the default user.  ``password`` None: everybody.  All other users are the engine's."""
 
     def __init__(self, password: str | None) -> None:
         self._password = password.encode() if password is not None else None
@@ -42,28 +46,24 @@ class Doorkeeper:
     def open(self) -> bool:
         return self._password is None
 
-    def check(self, user: bytes, password: bytes) -> bool:
-        """Whether the user's password is right, in constant time.  The default user is the only one."""
-        if user != b"default":
-            return False
+    def check(self, password: bytes) -> bool:
+        """Whether the default user's password is right, in constant time."""
         return self._password is None or hmac.compare_digest(self._password, password)
 
 
-def auth(session: Session, doorkeeper: Doorkeeper, args: Sequence[bytes]) -> bytes:
-    """AUTH [username] password."""
+def parse_auth(args: Sequence[bytes], doorkeeper: Doorkeeper) -> Login | bytes:
+    """Who AUTH [username] password says to be, or the error frame it gets (acl.c: authCommand)."""
     if len(args) > 3:
         return b"-ERR syntax error\r\n"
     if len(args) == 2 and doorkeeper.open:
         return NO_PASSWORD
-    user = args[1] if len(args) == 3 else b"default"
-    if not doorkeeper.check(user, args[-1]):
-        return WRONGPASS
-    session.authenticated = True
-    return OK
+    return (args[1] if len(args) == 3 else b"default"), args[-1]
 
 
 def ping(session: Session, args: Sequence[bytes]) -> bytes:
-    """PING [message]."""
+    """PING [message]; a RESP2 subscriber is answered in the form of what else it receives."""
+    if session.subscriptions is not None and session.protocol == 2:
+        return array([bulk(b"pong"), bulk(args[1] if len(args) == 2 else b"")])
     return bulk(args[1]) if len(args) == 2 else PONG
 
 
@@ -76,7 +76,7 @@ class Hello(NamedTuple):
     """HELLO [protover [AUTH user password] [SETNAME name]], read."""
 
     protocol: int | None
-    login: tuple[bytes, bytes] | None
+    login: Login | None
     name: bytes | None
 
 
@@ -88,7 +88,7 @@ def parse_hello(args: Sequence[bytes]) -> Hello | bytes:
         return b"-ERR Protocol version is not an integer or out of range\r\n"
     if args[1] not in (b"2", b"3"):
         return NOPROTO
-    login: tuple[bytes, bytes] | None = None
+    login: Login | None = None
     name: bytes | None = None
     at = 2
     while at < len(args):
@@ -98,25 +98,12 @@ def parse_hello(args: Sequence[bytes]) -> Hello | bytes:
             at += 3
         elif option == b"SETNAME" and at + 1 < len(args):
             name = args[at + 1]
+            if not valid_name(name):
+                return error(BAD_NAME.format("Client names"))
             at += 2
         else:
             return error(b"ERR Syntax error in HELLO option '%s'" % args[at])
     return Hello(int(args[1]), login, name)
-
-
-def hello(session: Session, doorkeeper: Doorkeeper, asked: Hello) -> bytes | None:
-    """Take in who it is and the name; None when all is well and the session may change its protocol."""
-    if asked.login is not None:
-        if not doorkeeper.check(*asked.login):
-            return WRONGPASS
-        session.authenticated = True
-    if not session.authenticated:
-        return HELLO_NOAUTH
-    if asked.name is not None:
-        if not valid_name(asked.name):
-            return error(BAD_NAME.format("Client names"))
-        session.name = asked.name
-    return None
 
 
 def hello_reply(session: Session, engine: Engine) -> bytes:

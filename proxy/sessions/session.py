@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from proxy.acks.wait import Memory
 from proxy.dataplane import Client, Mode, Request
-from proxy.topology.lanes import Identity
+from proxy.topology.lanes import Identity, LaneSet
 
 if TYPE_CHECKING:
+    from proxy.sessions.subscriptions import Subscriptions
+    from proxy.sessions.tracking import Tracking
     from proxy.sessions.transaction import Transaction
 
 
@@ -42,15 +44,21 @@ class Session:
     __slots__ = (
         "authenticated",
         "blocked",
+        "capabilities",
         "client",
         "created",
         "identity",
+        "lanes",
         "last_command",
         "lib_name",
         "lib_ver",
         "memory",
+        "modes",
         "name",
+        "no_evict",
         "replies",
+        "subscriptions",
+        "tracking",
         "transaction",
         "unheard",
         "working",
@@ -59,10 +67,21 @@ class Session:
     def __init__(self, client: Client, identity: Identity, authenticated: bool) -> None:
         self.client = client
         self.identity = identity
+        self.lanes: LaneSet | None = None
+        """On which it travels."""
         self.authenticated = authenticated
         self.name = b""
         self.lib_name = b""
         self.lib_ver = b""
+        self.modes: tuple[str, ...] = ()
+        """Subcommands of CLIENT said ON that change what the engine does for a connection: see ``Identity.modes``."""
+        self.capabilities: frozenset[str] = frozenset()
+        """What CLIENT CAPA claimed, in the letters of CLIENT LIST."""
+        self.no_evict = False
+        self.tracking: Tracking | None = None
+        """Client-side caching, from CLIENT TRACKING on to off."""
+        self.subscriptions: Subscriptions | None = None
+        """From the first SUBSCRIBE to the end of the last one."""
         self.created = time.monotonic()
         self.last_command = b""
         self.memory = Memory()
@@ -84,6 +103,17 @@ class Session:
     def protocol(self) -> int:
         return self.identity.protocol
 
+    def carry(self, identity: Identity) -> Identity:
+        """This identity with what the session has said about its connection."""
+        tracks = self.tracking is not None and identity.protocol == 3  # RESP2 has no form for invalidations
+        return identity._replace(modes=self.modes, own=self.client.id if tracks else 0)
+
+    def forget_connection(self) -> None:
+        """RESET: what was said about the connection is not true any more, but what the client is capable of."""
+        self.modes = ()
+        self.no_evict = False
+        self.tracking = None
+
     @property
     def in_multi(self) -> bool:
         return self.transaction is not None and self.transaction.multi
@@ -92,6 +122,10 @@ class Session:
     def mode(self) -> Mode:
         """How its commands travel now."""
         plain = self.authenticated and not self.in_multi and self.replies is Replies.ON
+        if self.subscriptions is not None and self.protocol == 2:
+            plain = False  # most commands are refused
+        if self.tracking is not None and self.tracking.caching:
+            plain = False  # what CLIENT CACHING is about has to be told from what comes behind it
         return Mode.PLAIN if plain else Mode.CONTROL
 
     def began(self, request: Request) -> None:

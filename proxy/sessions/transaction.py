@@ -8,8 +8,8 @@ without breaking the watch, and the transaction is aborted in the engine's words
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import trio
 
@@ -19,6 +19,7 @@ from proxy.dataplane import DataPlane, Lane, Request
 from proxy.routing import Command
 from proxy.sessions.session import Session
 from proxy.topology.lanes import Busy, Lanes
+from proxy.topology.redirects import NOT_SENT_AGAIN
 
 MULTI = encode_request([b"MULTI"])
 EXEC = encode_request([b"EXEC"])
@@ -50,11 +51,25 @@ class Places(Protocol):
         """Answer, and let the client go on if it stood behind this command."""
 
 
-class Transaction:
-    """One session's WATCH ... MULTI ... EXEC."""
+class Extra(NamedTuple):
+    """A command whose reply is not, or not only, that of the transaction's shard."""
 
-    def __init__(self, session: Session, plane: DataPlane, lanes: Lanes, places: Places, patience: float) -> None:
+    command: Command
+    args: Sequence[bytes]
+
+
+Fill = Callable[[Session, int, Mapping[int, Extra], bytes], Awaitable[bytes]]
+"""``fill(session, shard, extras, frame)``: EXEC's reply with the extras' replies at their places."""
+
+
+class Transaction:
+    """One session's WATCH ... MULTI ... EXEC.  ``fill`` makes the replies of extras, once EXEC has run."""
+
+    def __init__(
+        self, session: Session, plane: DataPlane, lanes: Lanes, places: Places, patience: float, fill: Fill
+    ) -> None:
         self.session = session
+        self._fill = fill
         self.plane = plane
         self.lanes = lanes
         self.places = places
@@ -80,39 +95,55 @@ class Transaction:
         self.queued_bytes = 0
         self.put_in: dict[int, bytes | None] = {}
         """Places in EXEC's reply that one shard cannot fill, and what the proxy puts there; None until EXEC."""
+        self.extras: dict[int, Extra] = {}
+        """Places in EXEC's reply that are filled when it has run."""
+        self.soils = False
+        """What is queued leaves the lane's connection another than it was (SELECT, HELLO)."""
 
     # -- before MULTI ------------------------------------------------------------------------------
-    def watch(self, request: Request, slots: frozenset[int]) -> None:
-        """WATCH, at its turn; the client is resumed when it is answered."""
+    async def watch(self, request: Request, slots: frozenset[int]) -> None:
+        """WATCH, at its turn.  While its slot is not served it is held, as long as nothing is watched yet."""
         slot = next(iter(slots))
         if len(slots) > 1 or (self.slot is not None and self.places.shard_of(slot) != self.places.shard_of(self.slot)):
             self._answer(request, CROSSSLOT)
             return
-        self._watch(request, slot, attempts=0)
+        deadline = trio.current_time() + self.patience
+        while True:
+            frame = await self._try_to_watch(request.raw, slot)
+            not_now = frame.startswith(NOT_HERE) or frame == NOT_SENT_AGAIN
+            if not not_now or self.watching or trio.current_time() > deadline:
+                break
+            self._give_back(clean=False)
+            await trio.sleep(RETRY)
+        if not_now and self.watching:
+            self.displaced = True  # EXEC will say so; what was watched before has to be unwatched all the same
+            frame = OK
+        if not is_error(frame):
+            self.watching = True
+        elif not self.watching:
+            self.end(clean=True)
+        self._answer(request, frame)
 
-    def _watch(self, request: Request, slot: int, attempts: int) -> None:
-        if not self._lease(slot, request):
-            return
+    async def _try_to_watch(self, raw: bytes, slot: int) -> bytes:
+        """The reply to WATCH; an error of this file where there is no lane for it."""
+        refused = self._take_lane(slot)
         lane = self.lane
-        assert lane is not None
+        if refused is not None or lane is None:
+            return refused or LOST
         if lane.closed:
-            # What was watched is not any more: EXEC will say so, and until then nothing has to be sent.
-            self._answer(request, OK)
-            return
+            return OK  # what was watched is not any more: EXEC will say so, and until then nothing has to be sent
+        frames: list[bytes] = []
+        done = trio.Event()
 
         def replied(frame: bytes) -> None:
-            if frame.startswith(NOT_HERE) and not self.watching and attempts < 16 and not lane.closed:
-                self.places.redirected(lane, frame)
-                self._give_back(clean=True)
-                self._watch(request, slot, attempts + 1)
-                return
-            if not is_error(frame):
-                self.watching = True
-            elif not self.watching:
-                self.end(clean=not lane.closed)
-            self._answer(request, frame)
+            frames.append(frame)
+            done.set()
 
-        self._send(lane, request.raw, replied)
+        self._send(lane, raw, replied)
+        await done.wait()
+        if frames[0].startswith(NOT_HERE):
+            self.places.redirected(lane, frames[0])
+        return frames[0]
 
     def unwatch(self, request: Request) -> None:
         """UNWATCH outside MULTI."""
@@ -123,13 +154,26 @@ class Transaction:
         self.multi = True
         self._answer(request, OK)
 
-    def queue(self, request: Request, command: Command, slot: int | None, *, put_in: bool = False) -> None:
+    def queue(
+        self,
+        request: Request,
+        command: Command,
+        slot: int | None,
+        *,
+        put_in: bool = False,
+        extra: Extra | None = None,
+        raw: bytes | None = None,
+    ) -> None:
         """One command inside MULTI; ``slot`` of its first key, None for none.
 
-        ``put_in``: its reply will be put in by the proxy. It is queued all the same, which keeps its place.
+        ``put_in``: its reply will be put in by the proxy before EXEC; ``extra``: when EXEC has run. It is queued all
+        the same, which keeps its place; ``raw`` in its stead where it must not run on the lane.
         """
         if put_in:
             self.put_in[len(self.queued)] = None
+        if extra is not None:
+            self.extras[len(self.queued)] = extra
+        raw = raw or request.raw
         self.queued_bytes += len(request.raw)
         if self.queued_bytes > self.plane.limits.query:  # the engine counts it to the query, too (networking.c)
             self.plane.refuse(self.session.client, "closing a client whose transaction exceeds the query limit")
@@ -142,15 +186,17 @@ class Transaction:
             self._cross(slot)
         if self.lane is not None and self.lane.closed:
             self.displaced = True  # it was lost while nothing was under way on it
+        elif slot is not None and self.lane is None and self.places.shard_of(slot) < 0:
+            self.displaced = True  # EXEC waits for somebody to serve the slot
         if self.crossed or self.displaced or (slot is None and self.lane is None):
-            self.queued.append(request.raw)
+            self.queued.append(raw)
             self._answer(request, QUEUED)
             return
         if slot is not None and not self._lease(slot, request):
             self.dirty = True
             return
         self._begin_on_lane()
-        self.queued.append(request.raw)
+        self.queued.append(raw)
         lane = self.lane
         assert lane is not None
 
@@ -166,7 +212,7 @@ class Transaction:
                 self.dirty = True
             self._answer(request, frame)
 
-        self._send(lane, request.raw, replied)
+        self._send(lane, raw, replied)
 
     def _cross(self, slot: int) -> None:
         """Keys of one slot only; watched ones may have another, as long as the same shard serves both."""
@@ -243,41 +289,47 @@ class Transaction:
         self._begin_on_lane()
         replay: list[bool] = []
 
+        filling: list[bytes] = []
+
         def replied(frame: bytes) -> None:
             if frame.startswith(NOT_HERE):
                 self.places.redirected(lane, frame)
                 replay.append(True)
+            elif frame == NOT_SENT_AGAIN:
+                replay.append(True)  # it did not run, or changes nothing
             else:
-                self.end(clean=not lane.closed)
-                self._answer(request, self._filled(frame))
+                self.end(clean=not self.soils)
+                if self._is_to_fill(frame):
+                    filling.append(frame)
+                else:
+                    self._answer(request, self._filled(frame))
             done.set()
 
         done = trio.Event()
-        self._send_exec(lane, replied, lambda: self._give_back(clean=True))
+        self._send_exec(lane, replied, lambda: self._give_back(clean=not self.soils))
 
         async def follow() -> None:
             await done.wait()
             if replay and self.watching:
-                self.abort(request, MOVED_WATCH)
+                self.abort(request, LOST if lane.closed else MOVED_WATCH)
             elif replay:
                 await self._play_again(request)
+            elif filling:
+                await self._fill_and_answer(request, filling[0], lane.shard)
 
         return follow()
 
+    def _is_to_fill(self, frame: bytes) -> bool:
+        """EXEC has run, and some of its places are not filled yet."""
+        return bool(self.extras) and not is_error(frame) and not is_null(frame)
+
+    async def _fill_and_answer(self, request: Request, frame: bytes, shard: int) -> None:
+        self._answer(request, await self._fill(self.session, shard, self.extras, self._filled(frame)))
+
     def abort(self, request: Request, frame: bytes) -> None:
         """End the transaction with this error."""
-        lane = self.lane
-        if lane is None or lane.closed or not self.begun:
-            # A lane that only watches is closed rather than cleaned: that takes no round trip.
-            self.end(clean=False)
-            self._answer(request, frame)
-            return
-
-        def replied(reply: bytes) -> None:
-            self.end(clean=not is_error(reply) or reply.startswith(b"-ERR DISCARD without MULTI"))
-            self._answer(request, frame)
-
-        self._send(lane, DISCARD, replied)
+        self.end(clean=False)
+        self._answer(request, frame)
 
     async def _play_again(self, request: Request) -> None:
         """Nothing has run yet: queue and execute all of it where the slot is served now."""
@@ -287,12 +339,16 @@ class Transaction:
         while True:
             shard = asked if asked is not None else self._shard()
             frame, lane = await self._play(shard, asking=asked is not None)
-            if not frame.startswith(NOT_HERE) or trio.current_time() > deadline:
+            not_now = frame.startswith(NOT_HERE) or frame == NOT_SENT_AGAIN
+            if not not_now or trio.current_time() > deadline:
                 break
-            asked = self.places.redirected(lane, frame) if lane is not None else None
+            asked = self.places.redirected(lane, frame) if lane is not None and frame != NOT_SENT_AGAIN else None
             await trio.sleep(RETRY)
         self.end(clean=True)
-        self._answer(request, self._filled(frame))
+        if self._is_to_fill(frame):
+            await self._fill_and_answer(request, frame, lane.shard if lane is not None else -1)
+        else:
+            self._answer(request, self._filled(frame))
 
     def _filled(self, frame: bytes) -> bytes:
         """EXEC's reply with what the proxy puts in."""
@@ -328,7 +384,7 @@ class Transaction:
             nonlocal given_back
             if not given_back:
                 given_back = True
-                self.lanes.release(lane, clean=not lane.fifo)
+                self.lanes.release(lane, clean=not lane.fifo and not self.soils)
 
         requests = [*([ASKING] if asking else []), MULTI, *self.queued]
         count = len(requests) + 1
@@ -350,22 +406,27 @@ class Transaction:
     # -- the lane ---------------------------------------------------------------------------------------------
     def _lease(self, slot: int, request: Request) -> bool:
         """Have the lane for ``slot``; False: there is none and the request was answered so."""
+        refused = self._take_lane(slot)
+        if refused is not None:
+            self._answer(request, refused)
+        return refused is None
+
+    def _take_lane(self, slot: int) -> bytes | None:
+        """Have the lane for ``slot``, or say why there is none."""
         if self.lane is not None and self.lane.closed and not self.watching and not self.begun:
             self.lane = None  # nothing was lost with it
         if self.lane is not None:
             self.slot = slot if self.slot is None else self.slot
-            return True
+            return None
         shard = self.places.shard_of(slot)
         if shard < 0:
-            self._answer(request, b"-CLUSTERDOWN Hash slot not served\r\n")
-            return False
+            return b"-CLUSTERDOWN Hash slot not served\r\n"
         try:
             self.lane = self.lanes.lease(self.session.identity, shard)
         except Busy as busy:
-            self._answer(request, error(str(busy)))
-            return False
+            return error(str(busy))
         self.slot = slot
-        return True
+        return None
 
     def _send(self, lane: Lane, raw: bytes, on_reply: Callable[[bytes], None]) -> None:
         self.plane.submit(lane, raw, on_reply, client=self.session.client, pinned=True)
@@ -384,13 +445,23 @@ class Transaction:
         )
 
     def _give_back(self, clean: bool) -> None:
+        """``clean``: nothing is watched or queued on the lane.  Else that is undone, where that makes it clean."""
         lane, self.lane = self.lane, None
-        self.begun = False
-        if lane is not None:
+        begun, self.begun = self.begun, False
+        if lane is None:
+            return
+        if clean or self.soils:
             self.lanes.release(lane, clean)
+        else:
+            self.lanes.wash(lane, begun)
+
+    def abandon(self) -> None:
+        """The session's user is another: its lane is of no use to it, and what it watched counts as changed."""
+        if self.lane is not None and not self.lane.closed:
+            self.lanes.release(self.lane, clean=False)
 
     def end(self, clean: bool) -> None:
-        """Nothing is watched or queued any more."""
+        """Nothing is watched or queued any more; ``clean`` tells whether the lane knows."""
         self._give_back(clean)
         if self.session.transaction is self:
             self.session.transaction = None

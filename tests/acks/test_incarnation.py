@@ -114,6 +114,15 @@ def pair(start: Start, binary: Path | None = None) -> tuple[Server, Server]:
     return primary, replica
 
 
+def led(start: Start) -> tuple[Server, Server, Incarnations, Incarnation]:
+    """Such a pair, and the life of its primary as it was seen."""
+    primary, replica = pair(start)
+    lives = Incarnations()
+    former = lives.observe(named(primary, "p"))
+    assert former is not None
+    return primary, replica, lives, former
+
+
 @pytest.mark.parametrize("engine", ["valkey", "redis"])
 def test_a_switchover_that_carried_everything_carries_the_life_on(engine: str, start: Start) -> None:
     primary, replica = pair(start, redis_binary() if engine == "redis" else None)
@@ -133,10 +142,7 @@ def test_a_switchover_that_carried_everything_carries_the_life_on(engine: str, s
 
 
 def test_it_does_not_matter_who_speaks_first(start: Start) -> None:
-    primary, replica = pair(start)
-    lives = Incarnations()
-    former = lives.observe(named(primary, "p"))
-    assert former is not None
+    primary, replica, lives, former = led(start)
     hand_over(primary, replica)
     heir = lives.observe(named(replica, "q"))
     assert former.present is former and not former.ended
@@ -147,10 +153,7 @@ def test_it_does_not_matter_who_speaks_first(start: Start) -> None:
 
 
 def test_a_promotion_that_left_a_write_behind_carries_nothing_on(start: Start) -> None:
-    primary, replica = pair(start)
-    lives = Incarnations()
-    former = lives.observe(named(primary, "p"))
-    assert former is not None
+    primary, replica, lives, former = led(start)
     follow(replica, None)
     assert primary.client.set("key", "left behind")
     follow(primary, replica)
@@ -162,30 +165,24 @@ def test_a_promotion_that_left_a_write_behind_carries_nothing_on(start: Start) -
 
 def test_a_former_primary_that_begins_to_copy_its_successor_proves_nothing() -> None:
     lives = Incarnations()
-    led = Life("p", "run", "master", "1" * 40, NO_SECOND_ID)
-    former = lives.observe(led)
+    life = Life("p", "run", "master", "1" * 40, NO_SECOND_ID)
+    former = lives.observe(life)
     assert former is not None
-    lives.observe(led._replace(role="slave"))
+    lives.observe(life._replace(role="slave"))
     assert former.unsettled
-    lives.observe(led._replace(role="slave", copying=True))
+    lives.observe(life._replace(role="slave", copying=True))
     assert former.lost
 
 
 def test_a_switchover_that_nobody_saw_carries_nothing_on(start: Start) -> None:
-    primary, replica = pair(start)
-    lives = Incarnations()
-    former = lives.observe(named(primary, "p"))
-    assert former is not None
+    primary, replica, lives, former = led(start)
     hand_over(primary, replica)
     hand_over(replica, primary)
     assert lives.observe(named(primary, "p")) is not former and former.lost
 
 
 def test_a_former_primary_that_was_started_again_proves_nothing(start: Start) -> None:
-    primary, replica = pair(start)
-    lives = Incarnations()
-    former = lives.observe(named(primary, "p"))
-    assert former is not None
+    primary, replica, lives, former = led(start)
     follow(replica, None)
     lives.observe(named(replica, "q"))
     lives.depose(former)

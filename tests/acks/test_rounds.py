@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
 from typing import Any
 
@@ -19,27 +16,16 @@ from proxy.acks.rounds import MARKER_LANES, ShardRounds
 from proxy.acks.waiters import Gate, Shared, Waiter
 from shard.client import ConnectionLost, ControlConnection
 from tests.harness import PATIENCE_S, Up
+from tests.system import nodes as nodes_beside
 
 Condition = Callable[[], Awaitable[Any]]
 
 
-class Node:
-    """A node of the shard as the topology shows it."""
-
-    def __init__(self, row: dict[str, Any]) -> None:
-        host, _, port = row["address"].rpartition(":")
-        self.host, self.port, self.pid = host, int(port), int(row["pid"])
+class Node(nodes_beside.Node):
+    """A node of the shard, for a task to connect to."""
 
     async def connect(self) -> ControlConnection:
         return await ControlConnection.open(self.host, self.port, client_name="under-test")
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        os.kill(self.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self.pid, signal.SIGCONT)
 
 
 async def come_true(condition: Condition, what: str) -> None:
@@ -187,6 +173,7 @@ async def test_hopeless_waits_hold_back_nobody_and_take_no_more_lanes(rounds: Sh
     assert clients.count(b"name=under-test") <= 1 + 2 + MARKER_LANES
     assert [each.count for each in hopeless] == [2] * len(hopeless), "and they know what there is"
     assert len(rounds._marked) <= 1 + MARKER_LANES
+    assert rounds.raised > 0, "which is counted"
 
 
 async def test_a_threshold_is_the_first_offset_sampled_behind_the_write(rounds: ShardRounds, primary: Node) -> None:

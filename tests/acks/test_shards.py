@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
 
 import pytest
 
+from tests.acks.behaviours.words import NO_AOF, OK, QUEUED, SOON
 from tests.acks.sides import Ackgate, timed
 from tests.system.load import tag
 from tests.system.nodes import Shard, migrate
 from tests.system.wire import Wire, request
-
-OK = b"+OK\r\n"
-QUEUED = b"+QUEUED\r\n"
-NO_AOF = b"-ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled.\r\n"
-SOON = 80  # milliseconds
 
 
 @pytest.fixture
 def side(ackgate: Ackgate) -> Ackgate:
     ackgate.come_into_step()
     return ackgate
-
-
-@pytest.fixture
-def session(side: Ackgate) -> Iterator[Wire]:
-    with side.session() as connection:
-        yield connection
 
 
 def put(session: Wire, *shards: Shard) -> None:

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from shard.errors import ShardError
+from tests.bench import pages, report, tables
 from tests.bench import profile as profiling
-from tests.bench import report
 from tests.bench.errors import BenchError
 from tests.bench.fleet import NAMES, running
 from tests.bench.rounds import measure_all
@@ -92,9 +92,9 @@ def run(
                 break
     found = report.make_report(parts, left_out)
     console = _console()
-    report.show(found, console)
+    tables.show(found, console)
     name = "all" if len(workloads) == len(WORKLOADS) else "-".join(workload.name for workload in workloads)
-    written = report.save(found, RESULTS, name)
+    written = pages.save(found, RESULTS, name)
     console.print(f"{time.monotonic() - started:.0f} s; written: {_names(written)}", highlight=False)
     if found.failed:
         sys.exit(1)

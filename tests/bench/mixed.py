@@ -15,7 +15,7 @@ import sys
 import time
 from itertools import cycle
 
-from tests.bench.wire import packed
+from tests.bench.wire import packed, rates
 from tests.bench.workloads import KEYS, VALUE_BYTES
 
 _SILENCE_S = 10
@@ -93,14 +93,7 @@ def run(port: int, count: int, seconds: float) -> dict[str, float]:
                 client.ask()
             else:
                 busy -= 1
-    elapsed = time.perf_counter() - started
-    latencies.sort()
-    return {
-        "commands": len(latencies),
-        "per_second": len(latencies) / elapsed,
-        "p50_ms": latencies[len(latencies) // 2] * 1000,
-        "p99_ms": latencies[len(latencies) * 99 // 100] * 1000,
-    }
+    return {"commands": len(latencies)} | rates(latencies, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

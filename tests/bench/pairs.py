@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
-from tests.bench.wire import packed
+from tests.bench.wire import packed, rates
 from tests.bench.workloads import KEYS, VALUE_BYTES
 
 _SILENCE_S = 20
@@ -80,16 +80,9 @@ class Pairs:
         load_s = time.process_time() - busy
         if not latencies:
             raise SystemExit(f"no pair was answered within {seconds:g} s")
-        latencies.sort()
-        return {
-            "pairs": len(latencies),
-            "per_second": len(latencies) / elapsed,
-            "p50_ms": latencies[len(latencies) // 2] * 1000,
-            "p99_ms": latencies[len(latencies) * 99 // 100] * 1000,
-            "least_ms": latencies[0] * 1000,
-            "load_s": load_s,
-            "elapsed_s": elapsed,
-        }
+        seen = rates(latencies, elapsed)
+        more = {"least_ms": latencies[0] * 1000, "load_s": load_s, "elapsed_s": elapsed}
+        return {"pairs": len(latencies)} | seen | more
 
     def _ask(self, descriptor: int) -> None:
         self._sent_at[descriptor] = time.perf_counter()

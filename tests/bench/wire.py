@@ -1,4 +1,4 @@
-"""A plain blocking connection, for loading data and asking the servers what they counted."""
+"""A plain blocking connection, for loading data and asking the servers what they counted; what clients saw."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ _pack: Callable[[tuple[str | bytes, ...]], bytes] = hiredis.pack_command  # type
 def packed(*args: str | bytes) -> bytes:
     """Return a request as it is sent."""
     return _pack(args)
+
+
+def rates(latencies: list[float], elapsed: float) -> dict[str, float]:
+    """What clients saw whose commands took these times, all within ``elapsed`` seconds; sorts them."""
+    latencies.sort()
+    return {
+        "per_second": len(latencies) / elapsed,
+        "p50_ms": latencies[len(latencies) // 2] * 1000,
+        "p99_ms": latencies[len(latencies) * 99 // 100] * 1000,
+    }
 
 
 class Connection:

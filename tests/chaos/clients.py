@@ -47,8 +47,8 @@ class Ledger:
 class Client:
     """One session in a thread of its own; a new one whenever it is closed.  What it raises fails the storm."""
 
-    def __init__(self, number: int, ledger: Ledger) -> None:
-        self.name = f"chaos:{number}"
+    def __init__(self, number: int, ledger: Ledger, prefix: str = "chaos:") -> None:
+        self.name = f"{prefix}{number}"
         self.number = number
         self.ledger = ledger
         self.random = random.Random(number)
@@ -98,22 +98,21 @@ class Client:
 class ProxyClient(Client):
     """A plain client of the proxy.  All of a batch, the WAIT included, goes out in one packet."""
 
-    def __init__(self, number: int, ledger: Ledger, url: str) -> None:
-        super().__init__(number, ledger)
+    def __init__(self, number: int, ledger: Ledger, url: str, prefix: str = "chaos:") -> None:
+        super().__init__(number, ledger, prefix)
         self.url = url
         self.wire = Wire.to(url)
 
     def step(self) -> None:
         try:
-            self._write_and_wait()
+            self._write()
         except (Closed, OSError):
             self.give_up()
             self.wire.close()
             self.wire = Wire.to(self.url)
 
-    def _write_and_wait(self) -> None:
-        writes = [self.next_write() for _ in range(BATCH)]
-        requests, answered = self._requests(writes)
+    def _write(self) -> None:
+        requests, answered = self._batch()
         replies = self.wire.pipeline([*requests, self.question()])
         for done, reply in zip(answered, replies, strict=False):
             if done:
@@ -130,18 +129,33 @@ class ProxyClient(Client):
         else:
             self.ledger.waits["deadline"] += 1  # the next WAIT asks for these, too
 
-    def _requests(self, writes: list[Write]) -> tuple[list[list[bytes | str | int]], list[list[Write]]]:
-        """A batch in this client's own way, and which writes each reply is for."""
+    def _batch(self) -> tuple[list[list[bytes | str | int]], list[list[Write]]]:
+        """New writes in this client's own way, and which of them each reply is for."""
+        writes = [self.next_write() for _ in range(BATCH)]
         if self.number % 4 == 1:
             return [["MSET", *(word for write in writes for word in write)]], [writes]
         if self.number % 4 == 2:
-            tagged = [(f"{{{self.name}:{self.written}}}{key}", value) for key, value in writes]
+            tagged = [(f"{key}{{{self.name}:{self.written}}}", value) for key, value in writes]
             sets: list[list[bytes | str | int]] = [["SET", key, value] for key, value in tagged]
             return [["MULTI"], *sets, ["EXEC"]], [[] for _ in range(BATCH + 1)] + [tagged]
         return [["SET", key, value] for key, value in writes], [[write] for write in writes]
 
     def close(self) -> None:
         self.wire.close()
+
+
+class HeldClient(ProxyClient):
+    """It asks for nothing: to it, every reply that is no error is an acknowledgment.
+
+    So it is where ``durability`` keeps replies to its keys back until that is true, and nowhere else.
+    """
+
+    def _write(self) -> None:
+        requests, answered = self._batch()
+        for done, reply in zip(answered, self.wire.pipeline(requests), strict=True):
+            if done:
+                self.take(done, reply)
+        self.confirmed()
 
 
 class NaiveClient(Client):
@@ -191,7 +205,9 @@ def enough(told: Reply) -> bool:
 
 
 def kind(reply: Reply) -> str:
-    """An error by its first words."""
+    """An error by its first words, and by whether it leaves open what became of the write."""
     text = reply[1:].split(b"\r\n")[0].decode()
     code, _, rest = text.partition(" ")
+    if code == "UNCONFIRMED":
+        return f"{code} outcome unknown" if rest.endswith("outcome unknown") else code
     return f"{code} {' '.join(rest.split()[:6])}" if code == "ERR" else code

@@ -15,6 +15,7 @@ from tests.harness import Up, until
 from tests.system.nodes import Node, Shard, migrate, promote, shards_of
 
 SLOTS_MOVED = 20
+BUSY_ENOUGH = 200
 ELECTION_S = 2.0  # for which an election may last before it is asked for again; asking begins it anew
 
 
@@ -45,8 +46,14 @@ class Faults:
         }
 
     @property
-    def kills(self) -> int:
+    def killed(self) -> int:
+        """Primaries."""
         return len(self.busy_before_kill)
+
+    @property
+    def kills(self) -> int:
+        """Those that count: so many writes had been acknowledged in the second before that there was much to lose."""
+        return sum(1 for busy in self.busy_before_kill if busy >= BUSY_ENOUGH)
 
     def strike(self, kind: str, busy: int = 1) -> None:
         """Do it to some shard, once all are whole and so many writes are acknowledged a second."""
@@ -80,25 +87,24 @@ class Faults:
         os.kill(shard.replica.pid, signal.SIGKILL)
 
     def hang(self, shard: Shard) -> None:
-        os.kill(shard.primary.pid, signal.SIGSTOP)
-        until(lambda: leads(shard.replica), "its replica leads")
-        self._a_moment()
-        os.kill(shard.primary.pid, signal.SIGCONT)
+        with shard.primary.stopped():
+            self._replaced(shard)
 
     def hang_ahead(self, shard: Shard) -> None:
         self._run_ahead(shard)
-        os.kill(shard.primary.pid, signal.SIGSTOP)
-        os.kill(shard.replica.pid, signal.SIGCONT)
+        with shard.primary.stopped():
+            os.kill(shard.replica.pid, signal.SIGCONT)
+            self._replaced(shard)
+
+    def _replaced(self, shard: Shard) -> None:
         until(lambda: leads(shard.replica), "its replica leads")
         self._a_moment()
-        os.kill(shard.primary.pid, signal.SIGCONT)
 
     def take_over_ahead(self, shard: Shard) -> None:
         self._run_ahead(shard)
-        os.kill(shard.primary.pid, signal.SIGSTOP)
-        os.kill(shard.replica.pid, signal.SIGCONT)
-        until(lambda: _ask(shard.replica, "TAKEOVER") or leads(shard.replica), "its replica leads")
-        os.kill(shard.primary.pid, signal.SIGCONT)
+        with shard.primary.stopped():
+            os.kill(shard.replica.pid, signal.SIGCONT)
+            until(lambda: _ask(shard.replica, "TAKEOVER") or leads(shard.replica), "its replica leads")
 
     def _run_ahead(self, shard: Shard) -> None:
         """The primary takes writes that are not even on their way to its replica."""

@@ -6,23 +6,30 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from tests.chaos.clients import Client, Ledger, NaiveClient, ProxyClient
-from tests.chaos.faults import Faults
+from tests.chaos.clients import Client, HeldClient, Ledger, NaiveClient, ProxyClient
+from tests.chaos.faults import BUSY_ENOUGH, Faults
 from tests.harness import PATIENCE_S, Up, until
-from tests.system.nodes import configured
+from tests.system.nodes import configured, metric
 from tests.system.wire import Wire
 
 CLIENTS = 16
 BUSY = 500  # writes acknowledged a second before a primary is killed; some kills have their replica stopped first
 READ_AT_ONCE = 500
 LOOK_S = 0.05  # between two looks of naive fan-out at the topology
+
+DURABILITY = """
+proxy:
+  durability:
+    - {prefix: "held:", replicas: 1, timeout: 700ms}
+    - {prefix: "disk:", fsync: both, timeout: 700ms}
+"""
 
 EVERYTHING = (
     "primary killed",
@@ -60,15 +67,35 @@ class Outcome:
     seconds: float = 0.0
 
 
+Crew = Callable[[Up, Ledger], AbstractContextManager[list[Client]]]
+"""Makes the clients of a storm."""
+
+
 @contextmanager
-def cluster(folder: Path) -> Iterator[Up]:
-    """Three shards with a replica each, AOF always, that fail over quickly."""
-    with configured(folder, "cluster: {shards: 3, replicas: 1, aof: always, node_timeout_ms: 1000}") as running:
+def cluster(folder: Path, more: str = "") -> Iterator[Up]:
+    """Three shards with a replica each, AOF always, that fail over quickly; ``more`` configuration."""
+    text = "cluster: {shards: 3, replicas: 1, aof: always, node_timeout_ms: 1000}"
+    with configured(folder, text + more) as running:
         yield running
 
 
-def through_the_proxy(running: Up, ledger: Ledger) -> list[Client]:
-    return [ProxyClient(number, ledger, running.redis_url) for number in range(CLIENTS)]
+@contextmanager
+def through_the_proxy(running: Up, ledger: Ledger) -> Iterator[list[Client]]:
+    yield [ProxyClient(number, ledger, running.redis_url) for number in range(CLIENTS)]
+
+
+@contextmanager
+def under_durability(running: Up, ledger: Ledger) -> Iterator[list[Client]]:
+    """They ask for nothing; half of them write what has to be on disks, too.  See ``DURABILITY``."""
+    prefixes = ["held:"] * 4 + ["disk:"] * 4  # clients write in four ways
+    yield [HeldClient(n, ledger, running.redis_url, prefixes[n % len(prefixes)]) for n in range(CLIENTS)]
+    until(lambda: metric(running, "ackgate_concern_questions_open") == 0, "no reply is kept back any more")
+
+
+@contextmanager
+def under_no_rule(running: Up, ledger: Ledger) -> Iterator[list[Client]]:
+    """The same, of keys that no rule is for."""
+    yield [HeldClient(number, ledger, running.redis_url, "free:") for number in range(CLIENTS)]
 
 
 @contextmanager
@@ -115,14 +142,17 @@ def storm(
     running: Up,
     name: str,
     plan: Sequence[str],
+    crew: Crew = through_the_proxy,
     *,
     kills: float,
     seconds: float,
     seed: int,
-    naive: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Strike as planned, again and again, until ``kills`` primaries were killed or the time is up; see what is lost."""
+    """Strike as planned, again and again, until ``kills`` primaries were killed or the time is up; see what is lost.
+
+    Only kills with ``BUSY_ENOUGH`` writes acknowledged in the second before are counted.
+    """
     ledger = Ledger()
     faults = Faults(running, ledger.in_the_last_second, seed)
     outcome = Outcome(name, faults, ledger)
@@ -135,14 +165,9 @@ def storm(
             faults.strike(kind, BUSY if "killed" in kind else 1)
             tell(f"{name}: {kind} ({faults.kills} kills, {len(ledger.acknowledged)} acknowledged)")
 
-    if naive:
-        with by_naive_fan_out(running, ledger) as clients, at_work(clients):
-            strike()
-            faults.settled()
-    else:
-        with at_work(through_the_proxy(running, ledger)):
-            strike()
-            faults.settled()
+    with crew(running, ledger) as clients, at_work(clients):
+        strike()
+        faults.settled()
     outcome.lost = missing(running, ledger.acknowledged)
     outcome.seconds = time.monotonic() - started
     return outcome
@@ -191,7 +216,8 @@ def report(outcomes: Sequence[Outcome]) -> Table:
 
     row("seconds", lambda outcome: f"{outcome.seconds:.0f}")
     section("fault", lambda outcome: outcome.faults.done)
-    row("primaries killed", lambda outcome: outcome.faults.kills)
+    row("primaries killed", lambda outcome: outcome.faults.killed)
+    row(f"with {BUSY_ENOUGH} acknowledged in the second before", lambda outcome: outcome.faults.kills)
     row("acknowledged in the second before, least", lambda outcome: min(outcome.faults.busy_before_kill, default=0))
     table.add_section()
     row("writes", lambda outcome: outcome.ledger.operations)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.storm import cluster, storm
+from tests.chaos.storm import DURABILITY, by_naive_fan_out, cluster, storm, under_durability, under_no_rule
 from tests.harness import Up
 
 SHORT = (
@@ -24,7 +24,7 @@ PLANNED = ("switchover", "slots moved", "switchover")
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with cluster(tmp_path_factory.mktemp("chaos")) as nodes:
+    with cluster(tmp_path_factory.mktemp("chaos"), DURABILITY) as nodes:
         yield nodes
 
 
@@ -38,9 +38,20 @@ def test_planned_changes_cost_nobody_an_error_or_a_number(running: Up) -> None:
 def test_nothing_that_was_acknowledged_is_lost(running: Up) -> None:
     outcome = storm(running, "ackgate", SHORT, kills=2, seconds=15, seed=1)
     assert outcome.lost == []
-    assert outcome.faults.kills >= 1 and len(outcome.ledger.acknowledged) > 100
+    assert outcome.faults.killed >= 1 and len(outcome.ledger.acknowledged) > 100
 
 
 def test_naive_fan_out_is_caught_by_the_same_checker(running: Up) -> None:
-    outcome = storm(running, "naive fan-out", SHORT[:1], kills=1, seconds=15, seed=1, naive=True)
+    outcome = storm(running, "naive fan-out", SHORT[:1], by_naive_fan_out, kills=1, seconds=15, seed=1)
     assert outcome.lost
+
+
+def test_nothing_that_durability_let_pass_is_lost(running: Up) -> None:
+    outcome = storm(running, "durability", SHORT[:2], under_durability, kills=1, seconds=15, seed=1)
+    assert outcome.lost == []
+    assert outcome.ledger.errors["UNCONFIRMED"] or outcome.ledger.errors["UNCONFIRMED outcome unknown"]
+    assert len(outcome.ledger.acknowledged) > 100
+
+
+def test_without_a_rule_the_same_clients_lose_what_they_were_told(running: Up) -> None:
+    assert storm(running, "no rule", SHORT[:1], under_no_rule, kills=1, seconds=15, seed=1).lost

@@ -148,8 +148,8 @@ def test_python_clients(endpoint: Up, wire: Wire, library: ModuleType, protocol:
         assert client.register_script("return redis.call('get', KEYS[1])")(keys=["a"]) == "1"
         with pytest.raises(library.ResponseError, match="WRONGTYPE"):
             client.lpush("a", 1)
-        with pytest.raises(library.ResponseError, match="not supported by the proxy yet"):
-            client.blpop("l", 1)
+        client.rpush("l", "x")
+        assert list(client.blpop(["l"], 1)) == ["l", "x"]
         assert client.info()["role"] == "master"
         assert client.client_getname() == "smoke"
         assert client.config_get("appendonly") == {"appendonly": "yes"}
@@ -202,4 +202,10 @@ def modules(request: pytest.FixtureRequest) -> Path:
 
 @pytest.mark.parametrize("program", ["node-redis.js", "ioredis.js"])
 def test_clients_from_npm(endpoint: Up, wire: Wire, modules: Path, program: str) -> None:
+    assert run(tool("node"), program, endpoint.redis_url, folder=modules) == "fine\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["flows-node-redis.js", "flows-ioredis.js"])
+def test_what_applications_do_with_clients_from_npm(endpoint: Up, wire: Wire, modules: Path, program: str) -> None:
     assert run(tool("node"), program, endpoint.redis_url, folder=modules) == "fine\n"

@@ -361,6 +361,26 @@ def test_a_full_scan_returns_every_key(endpoint: Up, wire: Wire) -> None:
     assert set(scan(endpoint.redis_url)[0]) == names
 
 
+def test_a_small_database_is_scanned_in_one_step(endpoint: Up, direct: int, wire: Wire) -> None:
+    with Wire("127.0.0.1", direct) as plain:
+        for connection in (wire, plain):
+            connection.call("FLUSHALL")
+            assert connection.call("MSET", "a", 1, "b", 2, "c", 3, "d", 4) == b"+OK\r\n"
+        for options in ([], ["MATCH", "[ab]"], ["TYPE", "list"], ["COUNT", 100], ["MATCH", "a", "COUNT", 5]):
+            (ours, found), (theirs, expected) = (decode(each.call("SCAN", 0, *options)) for each in (wire, plain))
+            assert (ours, sorted(found)) == (theirs, sorted(expected)), options
+        for options in (["COUNT", 0], ["COUNT", "x"], ["WRONG"], ["COUNT"]):
+            assert wire.call("SCAN", 0, *options) == plain.call("SCAN", 0, *options)
+        plain.call("FLUSHALL")
+
+
+def test_a_step_of_scan_ends_where_enough_keys_were_found(endpoint: Up, wire: Wire) -> None:
+    wire.call("MSET", *(word for at in range(3000) for word in (f"key:{at}", at)))
+    keys, cursors = scan(endpoint.redis_url, "COUNT", 50)
+    assert len(set(keys)) == 3000
+    assert len(cursors) > 30
+
+
 def test_scan_keeps_match_and_type(endpoint: Up, wire: Wire) -> None:
     wire.call("MSET", *(word for at in range(300) for word in (f"key:{at}", "v")))
     for at in range(20):

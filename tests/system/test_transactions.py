@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from hashlib import sha1
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
 from proxy.codec import key_slot, split_inline
 from proxy.codec.reply import bulk_value, decode
 from tests.harness import Up, until
 from tests.system.beside import moved, node, on, primaries, proxy_beside
-from tests.system.wire import Wire
+from tests.system.nodes import metric, owns, shards_of
+from tests.system.wire import Wire, request
 
 MENU = [
     split_inline(line.encode())
@@ -61,6 +65,31 @@ ZRANGE {t}z 0 -1 WITHSCORES
 WAIT x 1 2
 SAVE x
 COMMAND COUNT
+RESET
+SELECT 1
+SELECT 0
+SELECT 99
+SELECT x
+SELECT
+DBSIZE
+DBSIZE x
+FLUSHDB
+FLUSHALL
+KEYS no*
+KEYS {t}a
+CLIENT GETNAME
+CLIENT SETNAME me
+CLIENT SETNAME "two words"
+CLIENT NOSUCH
+CLIENT REPLY ON
+BLPOP {t}a 0.001
+BRPOP {t}b 0.001
+SCRIPT EXISTS 0123456789012345678901234567890123456789
+SCRIPT LOAD "return 7"
+EVALSHA 7d6ba23ef2d5bcc1d9f2ba1d6d2c3b4f5a6e7c8d 0
+LASTSAVE x
+ACL WHOAMI
+CONFIG GET nosuch*
 """.strip().splitlines()
 ]
 
@@ -289,3 +318,178 @@ def test_a_pool_that_is_used_up_gives_a_clear_error_and_recovers(endpoint: Up, w
             until(lambda: third.call("WATCH", "n") == b"+OK\r\n", "the lane of the client that left is free")
         for client in clients:
             client.close()
+
+
+# -- what the transaction's shard does not answer alone ---------------------------------------------------------------
+def in_multi(wire: Wire, *lines: str) -> list[Any]:
+    """EXEC's reply, decoded, of these commands."""
+    calls = [["MULTI"], *(list(split_inline(line.encode()) or ()) for line in lines), ["EXEC"]]
+    replies = wire.pipeline(calls)  # type: ignore[arg-type]
+    assert replies[:-1] == [b"+OK\r\n", *[b"+QUEUED\r\n"] * len(lines)]
+    found = decode(replies[-1])
+    assert isinstance(found, list), replies[-1]
+    return found
+
+
+def test_all_shards_are_asked_in_a_commands_own_place(wire: Wire) -> None:
+    for at in range(30):
+        wire.call("SET", f"key:{at}", at)
+    lines = ("DBSIZE", "SET new 1", "DBSIZE", "KEYS key:*", "FLUSHALL", "DBSIZE", "SET {new}er 1", "DBSIZE")
+    found = in_multi(wire, *lines)
+    assert [*found[:3], len(found[3]), *found[4:]] == [30, b"OK", 31, 30, b"OK", 0, b"OK", 1]
+    assert wire.call("DBSIZE") == b":1\r\n"
+    assert in_multi(wire, "DBSIZE", "INFO keyspace", "RANDOMKEY", "SCAN 0")[2] == b"{new}er"
+
+
+def test_what_has_no_shard_of_its_own_runs_only_if_exec_does(endpoint: Up, wire: Wire) -> None:
+    with Wire.to(endpoint.redis_url) as other:
+        wire.pipeline([["SET", "far", 1], ["SET", "k", 1], ["WATCH", "k"]])
+        other.call("SET", "k", 2)
+        calls: list[list[bytes | str | int]] = [["MULTI"], ["GET", "k"], ["FLUSHALL"], ["CLIENT", "SETNAME", "x"]]
+        assert wire.pipeline([*calls, ["SELECT", 3], ["EXEC"]])[-1] == b"*-1\r\n"
+        assert wire.pipeline([*calls, ["SELECT", 3], ["DISCARD"]])[-1] == b"+OK\r\n"
+        assert wire.pipeline([*calls, ["NOSUCH"], ["EXEC"]])[-1].startswith(b"-EXECABORT ")
+        assert wire.call("DBSIZE") == b":2\r\n"
+        assert wire.call("CLIENT", "GETNAME") == b"$-1\r\n"
+
+
+def test_select_inside_holds_for_what_follows_and_for_this_session_alone(endpoint: Up, wire: Wire) -> None:
+    found = in_multi(wire, "SET k zero", "SELECT 4", "SET k four", "DBSIZE", "SELECT 99", "SET {k}2 x")
+    assert [*found[:4], found[5]] == [b"OK", b"OK", b"OK", 1, b"OK"]
+    assert found[4].message == "ERR DB index is out of range"
+    assert [bulk_value(wire.call("GET", "k")), bulk_value(wire.call("GET", "{k}2"))] == [b"four", b"x"]
+    for _ in range(10):
+        with Wire.to(endpoint.redis_url) as other:
+            assert other.pipeline([["MULTI"], ["GET", "k"], ["EXEC"]])[-1] == b"*1\r\n$4\r\nzero\r\n"
+    found = in_multi(wire, "SELECT 0", "GET k", "SELECT 4", "GET k", "SELECT 0")
+    assert found == [b"OK", b"zero", b"OK", b"four", b"OK"]
+    assert bulk_value(wire.call("GET", "k")) == b"zero"
+    wire.call("SELECT", 4)
+    wire.call("FLUSHDB")
+
+
+def test_hello_inside_changes_the_protocol_of_what_follows(wire: Wire) -> None:
+    wire.call("HSET", "h", "f", "v")
+    replies = wire.pipeline([["MULTI"], ["HGETALL", "h"], ["HELLO", 3], ["HGETALL", "h"], ["EXEC"]])
+    assert replies[-1].startswith(b"*3\r\n*2\r\n$1\r\nf\r\n$1\r\nv\r\n%")
+    assert replies[-1].endswith(b"%1\r\n$1\r\nf\r\n$1\r\nv\r\n")
+    assert b"standalone" in replies[-1]
+    assert wire.call("GET", "none") == b"_\r\n"
+    assert wire.pipeline([["MULTI"], ["GET", "none"], ["HELLO", 2], ["GET", "none"], ["EXEC"]])[-1].endswith(b"$-1\r\n")
+    assert wire.call("GET", "none") == b"$-1\r\n"
+
+
+def test_a_script_loaded_inside_is_there_for_what_follows_and_everywhere(endpoint: Up, wire: Wire) -> None:
+    body = "return 'loaded inside'"
+    name = sha1(body.encode()).hexdigest()
+    found = in_multi(wire, "SET k 1", f'SCRIPT LOAD "{body}"', f"EVALSHA {name} 1 k", f"SCRIPT EXISTS {name}")
+    assert found[1:] == [name.encode(), b"loaded inside", [1]]
+    assert on(primaries(endpoint), "SCRIPT", "EXISTS", name) == [b"*1\r\n:1\r\n"] * 3
+
+
+def test_the_session_is_asked_and_named_inside(wire: Wire) -> None:
+    number = decode(wire.call("CLIENT", "ID"))
+    lines = ("CLIENT SETNAME here", "GET k", "CLIENT GETNAME", "CLIENT ID", "ROLE", "ACL WHOAMI", "ECHO hi")
+    found = in_multi(wire, *lines)
+    assert found == [b"OK", None, b"here", number, [b"master", 0, []], b"default", b"hi"]
+
+
+# -- connections and ends ---------------------------------------------------------------------------------------------
+def test_ten_thousand_transactions_open_no_more_connections_than_ran_at_once(endpoint: Up, wire: Wire) -> None:
+    before = metric(endpoint, "ackgate_lane_connects_total")
+    one: list[list[bytes | str | int]] = [["MULTI"], ["INCR", "n"], ["EXEC"]]
+    endings: list[list[bytes | str | int]] = [["DISCARD"], ["NOSUCH"], ["RESET"]]
+    clients = [Wire.to(endpoint.redis_url) for _ in range(8)]
+    for turn in range(25):
+        for client in clients:
+            calls = [*(one * 50), ["WATCH", "n"], ["MULTI"], ["SET", "{n}x", 1], endings[turn % 3], ["RESET"]]
+            client.send_raw(b"".join(request(*call) for call in calls))
+        for client in clients:
+            replies = [client.receive() for _ in range(155)]
+            assert all(reply.startswith(b"*1\r\n:") for reply in replies[2:150:3])
+    assert bulk_value(wire.call("GET", "n")) == b"10000"
+    for client in clients:
+        client.close()
+    assert metric(endpoint, "ackgate_lane_connects_total") - before <= len(clients)
+
+
+def test_clients_that_leave_in_the_middle_cost_no_connections(endpoint: Up, wire: Wire) -> None:
+    assert wire.pipeline([["WATCH", "n"], ["UNWATCH"]]) == [b"+OK\r\n"] * 2
+    before = metric(endpoint, "ackgate_lane_connects_total")
+    for calls in (
+        [["WATCH", "n"]],
+        [["MULTI"], ["SET", "n", "never"]],
+        [["WATCH", "n"], ["MULTI"], ["SET", "n", "never"]],
+        [["WATCH", "n"], ["MULTI"], ["NOSUCH"], ["EXEC"]],
+    ) * 10:
+        with Wire.to(endpoint.redis_url) as leaver:
+            leaver.pipeline(calls)  # type: ignore[arg-type]
+    until(lambda: not under_way(endpoint), "nothing is queued or watched on the nodes")
+    assert wire.pipeline([["MULTI"], ["GET", "n"], ["EXEC"]])[-1] == b"*1\r\n$-1\r\n"
+    assert metric(endpoint, "ackgate_lane_connects_total") - before <= 2
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize(
+    ("name", "value"), [("min-replicas-to-write", "5"), ("maxmemory", "1"), ("min-replicas-max-lag", "0")]
+)
+def test_what_the_engine_refuses_at_exec_or_before_is_refused_in_its_words(
+    endpoint: Up, wire: Wire, direct: int, protocol: int, name: str, value: str
+) -> None:
+    """Too few replicas, no memory: when it is queued, and when it was queued before."""
+    owner = next(shard for shard in shards_of(endpoint) if owns(shard.primary, key_slot(b"k")))
+    replies = []
+    with Wire("127.0.0.1", direct) as plain, redis.Redis(port=direct) as plain_node:
+        nodes: list[tuple[Wire, Any]] = [(wire, owner.primary.direct), (plain, plain_node)]
+        for side, server in nodes:
+            side.pipeline([["FLUSHALL"], ["HELLO", protocol]])
+            found = side.pipeline([["MULTI"], ["SET", "k", 1], ["GET", "k"]])
+            former = next(iter(server.config_get(name).values()))
+            server.config_set(name, value)
+            try:
+                found += side.pipeline([["EXEC"], ["GET", "k"], ["MULTI"], ["GET", "k"], ["SET", "k", 2], ["EXEC"]])
+                found += side.pipeline([["SET", "k", 3], ["MULTI"], ["GET", "k"], ["EXEC"], ["WATCH", "k"]])
+                found += side.pipeline([["UNWATCH"]])
+            finally:
+                server.config_set(name, former)
+            replies.append([*found, *side.pipeline([["MULTI"], ["SET", "k", 4], ["EXEC"]])])
+    assert replies[0] == replies[1]
+
+
+def test_a_connection_that_is_lost_before_exec_costs_a_watch_and_nothing_else(endpoint: Up, wire: Wire) -> None:
+    assert wire.pipeline([["MULTI"], ["RPUSH", "k", 1]])[-1] == b"+QUEUED\r\n"
+    kill_lanes(endpoint)
+    assert wire.pipeline([["RPUSH", "k", 2], ["EXEC"]])[-1] == b"*2\r\n:1\r\n:2\r\n"
+    assert wire.pipeline([["WATCH", "k"], ["MULTI"], ["RPUSH", "k", 3]])[-1] == b"+QUEUED\r\n"
+    kill_lanes(endpoint)
+    assert wire.call("EXEC").startswith(b"-EXECABORT Transaction discarded because of: the connection to the shard")
+    assert wire.call("LLEN", "k") == b":2\r\n"
+
+
+def kill_lanes(endpoint: Up) -> None:
+    """Kill, at the nodes, the connections on which something is queued or watched."""
+    for address in primaries(endpoint):
+        with node(address) as server:
+            for client in server.client_list():
+                if "x" in client["flags"] or client["watch"] != "0":
+                    server.client_kill_filter(_id=client["id"])
+    until(lambda: not under_way(endpoint), "they are gone")
+
+
+@pytest.mark.parametrize("last", ["QUIT", "QUIT now"])
+def test_quit_inside_is_answered_and_nothing_runs(endpoint: Up, wire: Wire, last: str) -> None:
+    with Wire.to(endpoint.redis_url) as other:
+        assert other.pipeline([["MULTI"], ["SET", "k", 1], last.split()])[-1] == b"+OK\r\n"  # type: ignore[list-item]
+        assert other.at_eof()
+    assert wire.call("GET", "k") == b"$-1\r\n"
+
+
+def test_a_watched_slot_that_moves_aborts_and_a_second_watch_shows_no_redirection(endpoint: Up, wire: Wire) -> None:
+    wire.call("SET", "moving", 1)
+    assert wire.call("WATCH", "moving") == b"+OK\r\n"
+    with moved(endpoint, "moving"):
+        assert wire.call("WATCH", "{moving}2") == b"+OK\r\n"
+        replies = wire.pipeline([["MULTI"], ["GET", "moving"], ["EXEC"], ["WATCH", "moving"], ["UNWATCH"]])
+        assert replies[:2] == [b"+OK\r\n", b"+QUEUED\r\n"]
+        assert replies[2] == b"*-1\r\n" or replies[2].startswith(b"-EXECABORT Transaction discarded because of: the ")
+        assert replies[3:] == [b"+OK\r\n", b"+OK\r\n"]

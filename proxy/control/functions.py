@@ -1,0 +1,133 @@
+"""Functions: a shard that has no library at all gets those of the others when one of their functions is called on it.
+
+The engine replicates libraries within a shard, and FUNCTION LOAD and its kin go to every shard; but a shard that joins
+begins with none.  (The engine's own tool copies them there, ``valkey-cli --cluster add-node``; others do not.)  A shard
+that has libraries and lacks this one is left as it is: that may be somebody's intention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from proxy.codec import decode_request, encode_request
+from proxy.codec.reply import bulk_value, decode, is_error
+from proxy.control.scripts import may_go_later
+from proxy.control.sending import Sender
+from proxy.dataplane import Lane, Request
+from proxy.topology.redirects import Redirects
+
+NOT_FOUND = b"-ERR Function not found\r\n"
+CALLS = frozenset({b"fcall", b"fcall_ro"})
+LIST = encode_request([b"FUNCTION", b"LIST"])
+DUMP = encode_request([b"FUNCTION", b"DUMP"])
+PAUSE = 0.05  # seconds between two looks at the shards' libraries: a function that is nowhere may be asked for at will
+
+
+class Missed(NamedTuple):
+    """A call whose function the shard does not have."""
+
+    request: Request
+    shard: int
+    name: bytes
+
+
+class Libraries:
+    """See the module."""
+
+    def __init__(self, sender: Sender, redirects: Redirects) -> None:
+        self.sender = sender
+        self.plane = sender.plane
+        self.redirects = redirects
+        self.log = structlog.get_logger("control")
+        self._missed: list[Missed] = []
+        self._wanted = trio.Event()
+
+    def held_back(self, request: Request, lane: Lane, frame: bytes) -> None:
+        """A reply says that there is no such function: look whether another shard has it, or pass the reply on."""
+        args = decode_request(request.raw)
+        request.attempts += 1
+        if args[0].lower() not in CALLS:
+            if request.write and request.client is not None:
+                request.client.wrote(lane)  # a script said so itself, and may have written before
+            self.plane.answer(request, frame)
+        elif request.attempts > 1 or not may_go_later(self.redirects, request, lane):
+            self.plane.answer(request, frame)
+        else:
+            self._missed.append(Missed(request, lane.shard, args[1]))
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """Deal with what was missed, for ever; one look serves all who came before it."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            missed, self._missed = self._missed, []
+            restored: dict[int, bool] = {}
+            lists = await self._lists()
+            for each in missed:
+                if each.shard not in restored:
+                    restored[each.shard] = await self._restore(each, lists)
+                if restored[each.shard]:
+                    self.redirects.send_again(each.request, each.shard)
+                else:
+                    self.plane.answer(each.request, NOT_FOUND)
+            await trio.sleep(PAUSE)
+
+    async def _lists(self) -> dict[int, bytes]:
+        """Each shard's libraries, as FUNCTION LIST tells."""
+        shards = self.sender.cluster.serving()
+        lists: dict[int, bytes] = {}
+
+        async def one(shard: int) -> None:
+            lists[shard] = await self._ask(shard, LIST)
+
+        async with trio.open_nursery() as nursery:
+            for shard in shards:
+                nursery.start_soon(one, shard)
+        return lists
+
+    async def _restore(self, missed: Missed, lists: dict[int, bytes]) -> bool:
+        """Give a shard without libraries those of one that has the function."""
+        if lists.get(missed.shard) != b"*0\r\n":
+            return False
+        donor = next((shard for shard, reply in lists.items() if missed.name in _functions(reply)), None)
+        if donor is None:
+            return False
+        dump = await self._ask(donor, DUMP)
+        if is_error(dump):
+            return False
+        reply = await self._ask(missed.shard, encode_request([b"FUNCTION", b"RESTORE", bulk_value(dump) or b""]))
+        if is_error(reply):
+            return False
+        self.log.info("function libraries copied to a shard that had none", shard=missed.shard, source=donor)
+        return True
+
+    async def _ask(self, shard: int, raw: bytes) -> bytes:
+        """The reply to a request of the proxy's own."""
+        done = trio.Event()
+        frames: list[bytes] = []
+
+        def replied(frame: bytes) -> None:
+            frames.append(frame)
+            done.set()
+
+        self.plane.submit(self.sender.lanes.base[shard], raw, replied, pinned=True)
+        await done.wait()
+        return frames[0]
+
+
+def _functions(reply: bytes) -> Iterator[bytes]:
+    """Names of the functions in a FUNCTION LIST reply (RESP2)."""
+    if is_error(reply):
+        return
+    libraries: Sequence[list[object]] = decode(reply)
+    for library in libraries:
+        fields = dict(zip(library[::2], library[1::2], strict=True))
+        functions = fields[b"functions"]
+        assert isinstance(functions, list)
+        for function in functions:
+            yield dict(zip(function[::2], function[1::2], strict=True))[b"name"]

@@ -1,0 +1,124 @@
+"""How users log in: what a client gives is checked by the engine itself, and what worked is kept to log lanes in.
+
+Passwords stay in memory; they are in no log, no ``repr`` and no label.  Some facts about the engine's AUTH:
+
+* It may be sent again and again on one connection; where it fails, the connection stays who it was.
+* Deleting a user closes the connections logged in as that user, ours too: the question is put once more then.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import trio
+
+from proxy.codec.reply import OK, error
+from proxy.routing.slot_map import Node
+from proxy.topology.cluster import Cluster
+from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
+
+DEFAULT = "default"
+"""The user whose commands travel with the cluster's credentials."""
+WRONGPASS = "WRONGPASS invalid username-password pair or user is disabled."
+PASSWORDS = 4  # of one user, that worked last: a user may have several
+TRY_AGAIN = 1.0  # seconds before a node that did not answer is asked again by those who log in
+USERS = 10_000  # whose passwords are kept
+
+
+class Denied(ReplyError):
+    """A node does not let a user in; the message is its own."""
+
+
+def text_of(user: bytes) -> str:
+    """A user's name as text; ``name_of`` gives the same bytes back, UTF-8 or not."""
+    return user.decode("utf-8", "surrogateescape")
+
+
+def name_of(user: str) -> bytes:
+    return user.encode("utf-8", "surrogateescape")
+
+
+class Logins:
+    """See the module.  ``primaries()``: whom to ask, best first; ``renewed(user)`` is told of another password."""
+
+    def __init__(self, cluster: Cluster, primaries: Callable[[], list[Node]], renewed: Callable[[str], None]) -> None:
+        self._cluster = cluster
+        self._primaries = primaries
+        self._renewed = renewed
+        self._doors: dict[tuple[str, int], ControlConnection] = {}
+        self._opening = trio.Lock()
+        self._again_at: dict[tuple[str, int], float] = {}
+        self._passwords: OrderedDict[str, list[bytes]] = OrderedDict()
+
+    def close(self) -> None:
+        for door in self._doors.values():
+            door.abort()
+
+    async def check(self, user: bytes, password: bytes) -> bytes:
+        """The engine's reply to AUTH, and an error of the proxy's own where no node can be asked."""
+        problem = "no shard has a primary"
+        for node in self._primaries():
+            try:
+                await self._ask(node, user, password)
+            except ReplyError as refused:
+                return error(str(refused))
+            except ConnectionLost as lost:
+                problem = str(lost)
+                continue
+            self._keep(text_of(user), password)
+            return OK
+        return error(f"CLUSTERDOWN AUTH could not be checked ({problem}): try again")
+
+    async def _ask(self, node: Node, user: bytes, password: bytes) -> None:
+        kept = self._doors.get(node.address)
+        if kept is not None and not kept.closed:
+            try:
+                await kept.call("AUTH", user, password)
+            except ConnectionLost:
+                pass  # the user it was logged in as is deleted, or the node was started anew
+            else:
+                return
+        door = await self._door(node.address, instead_of=kept)
+        await door.call("AUTH", user, password)
+
+    async def _door(self, address: tuple[str, int], instead_of: ControlConnection | None) -> ControlConnection:
+        """The connection to a node on which is asked: one, however many log in."""
+        async with self._opening:
+            door = self._doors.get(address)
+            if door is None or door is instead_of or door.closed:
+                if trio.current_time() < self._again_at.get(address, 0.0):
+                    raise ConnectionLost(f"{format_address(*address)} did not answer a moment ago")
+                for gone in [each for each, known in self._doors.items() if known.closed]:
+                    del self._doors[gone]
+                try:
+                    door = self._doors[address] = await self._cluster.connect(*address, name="ackgate-door")
+                except ConnectionLost:
+                    self._again_at[address] = trio.current_time() + TRY_AGAIN
+                    raise
+                self._again_at.pop(address, None)
+            return door
+
+    def _keep(self, user: str, password: bytes) -> None:
+        known = self._passwords.setdefault(user, [])
+        self._passwords.move_to_end(user)
+        if known and known[0] == password:
+            return
+        self._passwords[user] = [password, *(each for each in known if each != password)][:PASSWORDS]
+        while len(self._passwords) > USERS:
+            self._passwords.popitem(last=False)
+        self._renewed(user)
+
+    async def log_in(self, connection: ControlConnection, user: str) -> None:
+        """Make a connection this user's.  Raises ``Denied``, ``ConnectionLost``."""
+        if user == DEFAULT:
+            return
+        said = WRONGPASS
+        for password in list(self._passwords.get(user, ())):
+            try:
+                await connection.call("AUTH", name_of(user), password)
+            except ReplyError as refused:
+                said = str(refused)
+            else:
+                return
+        raise Denied(said)

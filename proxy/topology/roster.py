@@ -1,0 +1,288 @@
+"""The users of every node, read again and again; a node that joined or was wiped gets those of the others.
+
+ACL users are per node, and the engine copies none of them.  What is done about that is kept simple:
+
+* Only a node that was started anew, or was found without any user, is given users.  A user that changed or went there
+  since was changed on purpose.  Nothing is ever deleted.
+* A user is taken from the other nodes of the same version when more than half of them agree in it.
+* The user of the proxy's own connections is never touched.
+* Every other difference is reported: in the log, as a metric, in the topology.
+
+Passwords are hashes in ACL LIST, and SETUSER takes them as such; none is logged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import structlog
+import trio
+
+from proxy.routing.slot_map import Node
+from proxy.topology.cluster import Cluster
+from proxy.topology.logins import DEFAULT, name_of
+from proxy.topology.watch import NodeWatch
+from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
+
+LOOK = 0.7  # seconds between two readings of a node's users: a change elsewhere is in force here within a second
+STEADY = 3  # readings of a node in which the same user lacks before it is given
+DOUBTED = 100  # users in doubt at a time; with more of them everybody is
+FREE = 1000  # users of whom it is remembered whether they are free
+TOUCHED = 10_000  # users of one node known to have changed; with more of them it is left to itself
+
+Users = Mapping[bytes, bytes]
+"""Name -> rules, as ACL LIST has them."""
+
+
+def read_users(lines: list[bytes]) -> dict[bytes, bytes]:
+    """The reply to ACL LIST: ``user <name> <rules>`` each."""
+    found = {}
+    for line in lines:
+        name, _, rules = line.removeprefix(b"user ").partition(b" ")
+        found[name] = rules
+    return found
+
+
+def unrestricted(rules: bytes) -> bool:
+    """Whether rules let their user do everything there is, everywhere."""
+    words = rules.split(b" ")
+    if not {b"~*", b"&*", b"+@all"} <= set(words):
+        return False
+    return not any(word.startswith((b"-", b"db=", b"resetdbs")) for word in words)
+
+
+class NodeUsers:
+    """What one node's users are, in one life of its process."""
+
+    def __init__(self, run_id: str, newborn: bool) -> None:
+        self.run_id = run_id
+        self.users: Users = {}
+        self.digest = 0
+        """Equal for equal users."""
+        self._lines: list[bytes] | None = None
+        self.newborn = newborn
+        """It began this life while we watched: what it has is of nobody's choice."""
+        self.may_be_given = newborn
+        self.asked_at = 0.0
+        """When it was last asked, on trio's clock."""
+        self.touched: set[bytes] = set()
+        """Users that became others in this life: of somebody's choice, here at least."""
+        self.lacking: Counter[bytes] = Counter()
+        """For how many readings it has lacked a user, or had another one than the rest."""
+
+    def take(self, lines: list[bytes]) -> bool:
+        """What ACL LIST said.  Whether anything changed."""
+        if lines == self._lines:
+            return False
+        users = read_users(lines)
+        changed = {name for name in {*users, *self.users} if users.get(name) != self.users.get(name)}
+        if self._lines is not None:
+            self.touched |= changed
+        self._lines, self.users, self.digest = lines, users, hash(frozenset(lines))
+        if len(self.touched) > TOUCHED:
+            self.touched.clear()
+            self.may_be_given = False
+        return bool(changed)
+
+
+class Roster:
+    """See the module.  ``changed()`` is told when any node's users are others than before."""
+
+    def __init__(self, cluster: Cluster, heal: bool, changed: Callable[[], None]) -> None:
+        self._cluster = cluster
+        self._heal = heal
+        self._changed = changed
+        self._own = name_of(cluster.credentials.username or DEFAULT)
+        self._nodes: dict[tuple[str, int], NodeUsers] = {}
+        self._look = trio.Event()
+        self._differs: dict[str, list[str]] = {}
+        self._doubted: set[bytes | None] = set()
+        """Users who may have other rules than were read; None: all of them."""
+        self._doubted_at = 0.0
+        self._refused = False
+        self._free: dict[bytes, bool] = {}
+        """What was found out since a node was last read."""
+        self.healed = 0
+        """Users given to nodes."""
+        self.log = structlog.get_logger("topology")
+
+    # -- what others ask ---------------------------------------------------------------------------
+    def free(self, user: bytes) -> bool:
+        """Whether a user is known to be allowed everything on every node that serves."""
+        known = self._free.get(user)
+        if known is None:
+            if len(self._free) >= FREE:
+                self._free.clear()
+            known = self._free[user] = self._is_free(self._own if user == DEFAULT.encode() else user)
+        return known
+
+    def _is_free(self, name: bytes) -> bool:
+        if self._doubted and (name in self._doubted or None in self._doubted):
+            return False
+        read = [self._nodes[node.address].users for node in self._serving() if node.address in self._nodes]
+        if not read:
+            return name == self._own
+        return all(unrestricted(users.get(name, b"")) for users in read)
+
+    def rules(self, user: bytes) -> bytes:
+        """A user's rules on some node; empty for one that is not known."""
+        return next((each.users[user] for each in self._nodes.values() if user in each.users), b"")
+
+    def primaries(self) -> list[Node]:
+        """The primaries that serve; first those that answer, and of these whose users are the ones most nodes have."""
+        agreed = Counter(each.digest for each in self._nodes.values())
+
+        def doubts(node: Node) -> tuple[bool, int]:
+            watch, mine = self._cluster.watch_of(node), self._nodes.get(node.address)
+            return watch is None or not watch.alive, -agreed[mine.digest] if mine is not None else 0
+
+        return sorted(self._serving(), key=doubts)
+
+    def _serving(self) -> list[Node]:
+        primaries = (self._cluster.primary(shard) for shard in self._cluster.serving())
+        return [node for node in primaries if node is not None]
+
+    @property
+    def differing(self) -> int:
+        """On how many nodes users differ from those of most others."""
+        return len(self._differs)
+
+    def describe(self) -> dict[str, list[str]]:
+        """Node -> names of the users that are not there as on most others."""
+        return dict(self._differs)
+
+    # -- reading ------------------------------------------------------------------------------------
+    def doubt(self, user: bytes | None) -> None:
+        """A user's rules (None: everybody's) may have changed just now: nobody counts as free before they are read."""
+        self._doubted.add(user if len(self._doubted) < DOUBTED else None)
+        self._doubted_at = trio.current_time()
+        self._free.clear()
+        self._changed()
+        self._hurry()
+
+    def _hurry(self) -> None:
+        self._look.set()
+        self._look = trio.Event()
+
+    def _believe(self) -> None:
+        """Nothing is in doubt any more, once all that serve were read since."""
+        serving = [self._nodes.get(node.address) for node in self._serving()]
+        if self._doubted and all(each is not None and each.asked_at > self._doubted_at for each in serving):
+            self._doubted.clear()
+            self._free.clear()
+            self._changed()
+
+    async def run(self) -> None:
+        """Read every node's users, for ever."""
+        watched: set[NodeWatch] = set()
+        async with trio.open_nursery() as nursery:
+
+            async def follow(watch: NodeWatch) -> None:
+                try:
+                    await self._follow(watch)
+                finally:
+                    watched.discard(watch)
+                    self._nodes.pop(watch.address, None)
+
+            while True:
+                for watch in self._cluster.nodes.values():
+                    if watch not in watched:
+                        watched.add(watch)
+                        nursery.start_soon(follow, watch)
+                await self._cluster.updated.wait()
+
+    async def _follow(self, watch: NodeWatch) -> None:
+        connection: ControlConnection | None = None
+        try:
+            while self._cluster.nodes.get(watch.address) is watch:
+                look = self._look
+                try:
+                    if connection is None or connection.closed:
+                        connection = await self._cluster.connect(*watch.address)
+                    await self._read(watch, connection)
+                except ReplyError as refused:
+                    if not self._refused:
+                        self._refused = True
+                        cure = "the user of the proxy's own connections (cluster.username) needs every right"
+                        self.log.warning("users cannot be read", reason=str(refused), cure=cure)
+                except ConnectionLost:
+                    pass  # topology tells of it
+                with trio.move_on_after(LOOK):
+                    await look.wait()
+        finally:
+            if connection is not None:
+                connection.abort()
+
+    async def _read(self, watch: NodeWatch, connection: ControlConnection) -> None:
+        if not watch.alive or watch.life is None or watch.loading:
+            return
+        run_id = watch.life.run_id
+        asked_at = trio.current_time()
+        lines = await connection.call("ACL", "LIST")
+        known = self._nodes.get(watch.address)
+        if known is None or known.run_id != run_id:
+            known = self._nodes[watch.address] = NodeUsers(run_id, newborn=known is not None)
+            changed = known.take(lines)
+            known.may_be_given |= known.users.keys() <= {DEFAULT.encode(), self._own}
+        else:
+            changed = known.take(lines)
+        known.asked_at = asked_at
+        self._free.clear()
+        if changed:
+            self._changed()
+        self._believe()
+        await self._compare(watch, known, connection)
+
+    # -- comparing ------------------------------------------------------------------------------------
+    async def _compare(self, watch: NodeWatch, mine: NodeUsers, connection: ControlConnection) -> None:
+        if all(each.digest == mine.digest for each in self._nodes.values()):
+            mine.lacking.clear()
+            self._report(watch, [])
+            return
+        wanted = self._of_most(watch, mine)
+        others = {name for name in mine.users.keys() | wanted.keys() if mine.users.get(name) != wanted.get(name)}
+        mine.lacking = Counter({name: mine.lacking[name] + 1 for name in others - {self._own}})
+        steady = sorted(name for name, readings in mine.lacking.items() if readings >= STEADY)
+        for name in steady if self._heal and mine.may_be_given else ():
+            if name in wanted and name not in mine.touched:
+                await self._give(watch, connection, name, wanted[name])
+        self._report(watch, steady)
+
+    def _of_most(self, watch: NodeWatch, mine: NodeUsers) -> dict[bytes, bytes]:
+        """The users in which most nodes agree.  The node itself has a say where it has such a user by choice."""
+        alike = [each for address, each in self._nodes.items() if self._same_version(watch, address)]
+        votes = Counter(pair for each in alike for pair in each.users.items())
+        wanted = {}
+        for (name, rules), count in votes.items():
+            has_a_say = name in mine.users and not (mine.newborn and name not in mine.touched)
+            others = len(alike) - (not has_a_say)
+            own = not has_a_say and mine.users.get(name) == rules
+            if (count - own) * 2 > others or not others:
+                wanted[name] = rules
+        return wanted
+
+    def _same_version(self, watch: NodeWatch, address: tuple[str, int]) -> bool:
+        other = self._cluster.nodes.get(address)
+        return other is not None and (other.engine, other.version) == (watch.engine, watch.version)
+
+    async def _give(self, watch: NodeWatch, connection: ControlConnection, name: bytes, rules: bytes) -> None:
+        await connection.call("ACL", "SETUSER", name, "reset", *rules.split(b" "))
+        self.healed += 1
+        self.log.info("user given to a node that lacked it", node=format_address(*watch.address), user=_shown(name))
+        self._hurry()
+
+    def _report(self, watch: NodeWatch, names: list[bytes]) -> None:
+        address = format_address(*watch.address)
+        shown = [_shown(name) for name in names]
+        if shown and self._differs.get(address) != shown:
+            cure = "ACL SETUSER or DELUSER through the proxy reaches every node"
+            self.log.warning("users differ from those of most nodes", node=address, users=shown, cure=cure)
+        if shown:
+            self._differs[address] = shown
+        else:
+            self._differs.pop(address, None)
+
+
+def _shown(name: bytes) -> str:
+    return name.decode("utf-8", "replace")

@@ -1,0 +1,75 @@
+"""WAIT and WAITAOF with two replicas, straight and through the proxy alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.acks.behaviours.words import FOR_EVER, OK, SOON, integer, pair
+from tests.harness import Up, until
+from tests.system.nodes import Node
+from tests.system.wire import Wire
+
+SOME_TIME = 1500  # milliseconds, in which the engine's replicas speak of themselves
+
+
+@pytest.fixture
+def nodes(shard: Up) -> list[Node]:
+    """The primary and its two replicas."""
+    [row] = shard.topology()["shards"]
+    return [Node(each) for each in (row["primary"], *row["replicas"])]
+
+
+@pytest.fixture(params=["engine", "ackgate"])
+def connect(request: pytest.FixtureRequest, shard: Up, nodes: list[Node]) -> Callable[[], Wire]:
+    """Opens sessions, both replicas being in step."""
+    opened = nodes[0].wire if request.param == "engine" else lambda: Wire.to(shard.redis_url)
+    with opened() as wire:
+
+        def in_step() -> bool:
+            assert wire.call("SET", "key", "in step") == OK
+            return wire.call("WAITAOF", 1, 2, 100) == pair(1, 2)
+
+        until(in_step, "both replicas are in step")
+    return opened
+
+
+@pytest.fixture
+def session(connect: Callable[[], Wire]) -> Iterator[Wire]:
+    with connect() as wire:
+        yield wire
+
+
+def test_all_that_have_it_are_told_however_few_were_asked_for(session: Wire) -> None:
+    assert session.call("SET", "key", "value") == OK
+    assert session.call("WAITAOF", 1, 2, FOR_EVER) == pair(1, 2)
+    assert session.call("WAIT", 1, FOR_EVER) == integer(2)
+    assert session.call("WAIT", 0, FOR_EVER) == integer(2)
+    assert session.call("WAITAOF", 0, 1, FOR_EVER) == pair(1, 2)
+
+
+def test_one_of_two_is_as_many_as_it_is(session: Wire, nodes: list[Node]) -> None:
+    for stopped in nodes[1:]:
+        with stopped.stopped():
+            assert session.call("SET", "key", "value") == OK
+            assert session.call("WAIT", 1, FOR_EVER) == integer(1)
+            assert session.call("WAIT", 2, SOON) == integer(1)
+            assert session.call("WAITAOF", 1, 1, FOR_EVER) == pair(1, 1)
+            assert session.call("WAITAOF", 1, 2, SOON) == pair(1, 1)
+        assert session.call("WAIT", 2, FOR_EVER) == integer(2)
+
+
+def test_what_came_while_more_was_waited_for_is_told_at_the_timeout(
+    session: Wire, connect: Callable[[], Wire], nodes: list[Node]
+) -> None:
+    _, one, other = nodes
+    with connect() as fsync, one.stopped():
+        with other.stopped():
+            for each in (session, fsync):
+                assert each.call("SET", "key", "value") == OK
+            assert session.call("WAIT", 1, SOON) == integer(0)
+            session.send("WAIT", 2, SOME_TIME)
+            fsync.send("WAITAOF", 1, 2, SOME_TIME)
+        assert session.receive() == integer(1)
+        assert fsync.receive() == pair(1, 1)
