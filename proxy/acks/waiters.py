@@ -74,6 +74,7 @@ class Waiter:
         "listed",
         "local",
         "seen",
+        "sessions",
         "settled",
         "threshold",
         "want",
@@ -99,6 +100,8 @@ class Waiter:
         """Looked at since somebody asked for that."""
         self.weight = 1
         """For how many writes' acknowledgment it stands."""
+        self.sessions = 1
+        """For how many it waits."""
         self.joined = 0
         self.listed = False
         """It stands in the list of those who wait for an offset."""

@@ -8,7 +8,7 @@ import trio
 
 from proxy.acks.arguments import Asked, Refused, parse_wait, parse_waitaof
 from proxy.acks.crowd import Crowd
-from proxy.acks.wait import GONE, Acks, Question
+from proxy.acks.wait import GONE, Acks, Counts, Question
 from proxy.codec.reply import elements, error, integer_value, is_error
 from proxy.control.call import Call, Handler
 from proxy.control.sending import Sender
@@ -41,16 +41,22 @@ class Waiting:
         self._member.cancel()
         self._observe("gone", None)
 
-    def _done(self, frame: bytes | None) -> None:
+    def _done(self, frame: bytes | None, counts: Counts | None = None) -> None:
         session, request = self._call.session, self._call.request
         session.blocked = session.working = None  # before the answer, behind which the next command may block
         if frame is None:
             self._observe("unconfirmed", None)
             self._commands.sender.answer_last(request, GONE)
+            return
+        asked = self._member.question.asked
+        if counts is None:
+            counts = _counts(frame)
+        if counts is None:
+            self._observe("refused", None)
         else:
-            asked = self._member.question.asked
-            self._observe(*_wait_result(frame, asked.local, asked.replicas))
-            self._commands.sender.answer(request, frame)
+            reached = counts[0] >= asked.local and counts[1] >= asked.replicas
+            self._observe("reached" if reached else "deadline", counts[1])
+        self._commands.sender.answer(request, frame)
 
     def _observe(self, result: WaitResult, replicas: int | None) -> None:
         command: WaitCommand = "waitaof" if self._member.question.asked.fsync else "wait"
@@ -108,12 +114,11 @@ def _asked(args: Sequence[bytes]) -> Asked:
     return parse_wait(args) if args[0].lower() == b"wait" else parse_waitaof(args)
 
 
-def _wait_result(frame: bytes, local: int, replicas: int) -> tuple[WaitResult, int | None]:
+def _counts(frame: bytes) -> Counts | None:
+    """What a reply says; None for an error."""
     if is_error(frame):
-        return "refused", None
-    got_local, got = local, 0
+        return None
     if frame[:1] == b":":
-        got = integer_value(frame)
-    else:
-        got_local, got = (integer_value(each) for each in elements(frame))
-    return "reached" if got_local >= local and got >= replicas else "deadline", got
+        return 0, integer_value(frame)
+    local, replicas = (integer_value(each) for each in elements(frame))
+    return local, replicas
