@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 import structlog
 import trio
 
+from proxy.acks.incarnation import Stamp
 from proxy.acks.looks import Seen
 from proxy.acks.rounds import ShardRounds
 from proxy.acks.wait import GRACE, NOTHING, Acks, Counts, Question, Unconfirmed, Untrusted, most
@@ -41,18 +42,20 @@ def _nobody(frame: bytes | None, counts: Counts | None) -> None:
     """Who is told once it is over."""
 
 
+NOBODY = Latch(1)
+"""Who waits where nobody does any more."""
+
+
 class Cohort(Latch):
     """Those for whom one waiter stands in a shard's rounds."""
 
-    __slots__ = ("_crowd", "gone", "members", "rounds", "waiter")
+    __slots__ = ("_crowd", "members", "rounds", "waiter")
 
     def __init__(self, crowd: Crowd, rounds: ShardRounds, want: int, want_local: int, threshold: int | None) -> None:
         super().__init__(1)
         self._crowd = crowd
         self.rounds = rounds
-        self.members: list[Member] = []
-        self.gone = 0
-        """Members who wait no more."""
+        self.members: dict[Member, None] = {}
         self.waiter = Waiter(self, want, want_local, threshold)
         self.waiter.weight = self.waiter.sessions = 0
 
@@ -60,17 +63,24 @@ class Cohort(Latch):
         self._crowd.arrived(self)
 
     def add(self, member: Member) -> None:
-        self.members.append(member)
+        self.members[member] = None
         self.waiter.weight += member.question.weight
         self.waiter.sessions += 1
 
     def leave(self, member: Member) -> None:
         """Without a member that wants it, it waits no more."""
-        self.gone += 1
-        self.waiter.weight -= member.question.weight
-        self.waiter.sessions -= 1
-        if self.gone >= len(self.members) and not self.waiter.done:
-            self.rounds.leave(self.waiter)
+        if self.members.pop(member, member) is None:
+            self.waiter.weight -= member.question.weight
+            self.waiter.sessions -= 1
+            if not self.members:
+                self.rounds.leave(self.waiter)
+                self.waiter.gate = NOBODY
+
+    def go(self) -> list[Member]:
+        """All its members: it is done, and leaves no cycle to be found by the collector."""
+        members, self.members = list(self.members), {}
+        self.waiter.gate = NOBODY
+        return members
 
 
 class Member:
@@ -109,6 +119,13 @@ class Member:
         """The time is up: the answer is what there is now."""
         self.question.expire()
         self._crowd.expire(self)
+
+
+def _usual(stamps: list[Stamp], rounds: ShardRounds) -> bool:
+    """Whether a session's writes are all where they were made, and whoever took them still leads."""
+    first, last = stamps
+    life = last.incarnation
+    return first.incarnation is life and not life.ended and first.generation == rounds.generation
 
 
 class Batches(Generic[Kind]):
@@ -158,15 +175,11 @@ class Crowd:
         """Have a question answered; not before this returns."""
         member = Member(self, question, done)
         self._members.add(member)
-        if not question.usual:
-            self._alone(member)
-            return member
         self.acks.open += 1
-        if question.asked.fsync:
-            self._enlist_fsync(member)
-        else:
-            self._enlist(member)
-        if question.deadline < math.inf:
+        enlist = self._enlist_fsync if question.asked.fsync else self._enlist
+        if question.at_once or question.everywhere or not enlist(member):
+            self._begin_anew(member)
+        elif question.deadline < math.inf:
             self._at(question.deadline, member)
         return member
 
@@ -183,38 +196,39 @@ class Crowd:
             await changed.wait()
 
     # -- WAIT -----------------------------------------------------------------------------------------
-    def _enlist(self, member: Member) -> None:
+    def _enlist(self, member: Member) -> bool:
+        """Wait for every shard; False: something is not as usual."""
         question, pending = member.question, member.pending
         writes, want = question.writer.writes, question.asked.replicas
+        written = 0
         for shard in question.shards():
             rounds = self.acks.of(shard)
             stamps = writes.get(shard)
-            threshold = 0 if stamps is None else question.threshold(shard, stamps)
+            threshold: int | None = 0
+            if stamps is not None:
+                if not _usual(stamps, rounds):
+                    return False
+                written += 1
+                threshold = question.threshold(shard, stamps)
             if threshold is None:
                 waiter = rounds.open.get(want)
-                if waiter is None or waiter.done:
+                if waiter is not None and isinstance(waiter.gate, Cohort):
+                    cohort = waiter.gate
+                else:
                     cohort = Cohort(self, rounds, want, 0, None)
                     rounds.open[want] = cohort.waiter
                     rounds.join(cohort.waiter)
-                else:
-                    assert isinstance(waiter.gate, Cohort)
-                    cohort = waiter.gate
                 cohort.add(member)
                 pending[shard] = cohort
             else:
                 pending[shard] = threshold
                 rounds.glance(member)
-        if not pending:
-            self._the_nursery.start_soon(self._conclude_without_shards, member)
-
-    async def _conclude_without_shards(self, member: Member) -> None:
-        if not member.over:
-            self._finish(member, member.question.reply(NOTHING), NOTHING)
+        return written == len(writes) and bool(pending)
 
     def arrived(self, cohort: Cohort) -> None:
         """The shard has enough for it, or refuses."""
         waiter, seen, shard = cohort.waiter, cohort.rounds.seen, cohort.rounds.shard
-        members, cohort.members = cohort.members, []
+        members = cohort.go()
         with self._together():
             if cohort.failure is not None:
                 for member in members:
@@ -268,27 +282,34 @@ class Crowd:
             self._finish(member, b":%d\r\n" % member.count, (0, member.count))
 
     # -- WAITAOF --------------------------------------------------------------------------------------
-    def _enlist_fsync(self, member: Member) -> None:
+    def _enlist_fsync(self, member: Member) -> bool:
         question = member.question
-        asked = question.asked
+        asked, writes = question.asked, question.writer.writes
+        written = 0
         for shard in question.shards():
+            if (stamps := writes.get(shard)) is not None:
+                if not _usual(stamps, self.acks.of(shard)):
+                    return False
+                written += 1
             told = member.counts[shard] = question.told(shard)
             if told[0] >= asked.local and told[1] >= asked.replicas:
                 continue
             rounds = self.acks.of(shard)
-            kind = asked.local, asked.replicas, shard in question.writer.writes
+            kind = asked.local, asked.replicas, stamps is not None
             waiter = rounds.markers.open.get(kind)
-            if waiter is None or waiter.done:
+            if waiter is not None and isinstance(waiter.gate, Cohort):
+                cohort = waiter.gate
+            else:
                 cohort = Cohort(self, rounds, asked.replicas, asked.local, None)
                 rounds.markers.open[kind] = cohort.waiter
                 rounds.join_fsync(cohort.waiter, wrote=kind[2])
-            else:
-                assert isinstance(waiter.gate, Cohort)
-                cohort = waiter.gate
             cohort.add(member)
             member.pending[shard] = cohort
+        if written != len(writes):
+            return False
         if not member.pending:
             self._to_proof(member)
+        return True
 
     def _counted_fsync(self, member: Member, shard: int, counts: Counts) -> None:
         if member.over or member.ready or member.pending.pop(shard, None) is None:

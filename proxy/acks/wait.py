@@ -383,15 +383,6 @@ class Question:
         return list(counts.values())
 
     # -- step by step, for many at once: as ask() does when all is as usual ----------------------------
-    @property
-    def usual(self) -> bool:
-        """Whether it may be asked so: it waits for copies of this session's own writes, all where they were made."""
-        try:
-            self.acks.check_lives(self.writer)
-        except Unconfirmed:
-            return False
-        return not (self.at_once or self.everywhere or self._slots_left())
-
     def leave(self, waiters: dict[int, Waiter]) -> None:
         """Wait no more."""
         for shard, waiter in waiters.items():

@@ -30,7 +30,7 @@ from proxy.routing import (
 )
 from proxy.routing.guard import CROSSSLOT, MOST_WORDS, TOO_LARGE, UNCHECKED, guarded
 from proxy.sessions.connection import BEFORE_AUTH, NOAUTH
-from proxy.sessions.session import Session
+from proxy.sessions.session import Replies, Session
 from proxy.topology.lanes import Identity
 from shard.client import ConnectionLost, ReplyError
 
@@ -42,6 +42,10 @@ BARRIERS = frozenset(
     }
 )
 """Commands that change how the session's next one travels, or take several steps of their own."""
+
+REPEATED = frozenset({b"wait", b"waitaof"})
+"""Commands that applications send in the same words again and again, each behind its writes."""
+MOST_REPEATED = 1024  # of them, looked up and checked once
 
 REFRESH = 5.0  # seconds at least between two readings of COMMAND because of an unknown name
 
@@ -65,6 +69,7 @@ class Router:
         self.policy = policy
         self.connection = connection
         self.table = CommandTable(())
+        self._repeated: dict[bytes, tuple[Sequence[bytes], Command]] = {}
         self.calls = 0
         self.refused = 0
         self.log = structlog.get_logger("control")
@@ -83,6 +88,7 @@ class Router:
         if table.digest == self.table.digest:
             return
         self.table = table
+        self._repeated = {}
         self._prepare()
         self.log.info("command table", commands=len(table))
 
@@ -180,7 +186,8 @@ class Router:
         assert request.client is not None
         session: Session = request.client.session
         self.calls += 1
-        session.began(request)
+        if session.replies is not Replies.ON:
+            session.began(request)
         try:
             step = self._dispatch(session, request)
         except Exception:
@@ -206,6 +213,11 @@ class Router:
                 session.working = None
 
     def _dispatch(self, session: Session, request: Request) -> Step | None:
+        known = self._repeated.get(request.raw)
+        if known is not None and session.authenticated and not session.in_multi:
+            session.last_command = known[1].name
+            request.command_id = known[1].id
+            return self._handlers[known[1].name](Call(session, request, *known))
         args = decode_request(request.raw)
         if not session.authenticated and args[0].lower() not in BEFORE_AUTH:
             self.sender.answer(request, NOAUTH)
@@ -237,6 +249,8 @@ class Router:
         if session.in_multi:
             return self.transactions.within(call)
         handler = self._handlers.get(command.name)
+        if command.name in REPEATED and len(self._repeated) < MOST_REPEATED:
+            self._repeated[request.raw] = args, command
         return handler(call) if handler is not None else self._by_policy(call)
 
     def _refuse(self, session: Session, request: Request, frame: bytes) -> None:

@@ -15,6 +15,7 @@ from proxy.control.sending import Sender
 from proxy.observe.metrics import WaitCommand, WaitResult
 from proxy.sessions.session import Session
 
+MOST_READ = 1024  # requests whose meaning is kept
 UNBLOCKED = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
 
 
@@ -75,15 +76,21 @@ class WaitCommands:
         self.acks = acks
         self.crowd = Crowd(acks, sender.plane.turn)
         self.observe = observe
+        self._read: dict[bytes, Asked] = {}
+        """What requests ask for, by their bytes: applications say the same again and again."""
         self.handlers: dict[bytes, Handler] = {b"wait": self._wait, b"waitaof": self._wait}
 
     def _wait(self, call: Call) -> None:
-        try:
-            asked = _asked(call.args)
-        except Refused as refused:
-            self.observe("wait" if call.command.name == b"wait" else "waitaof", "refused", 0.0, None)
-            self.sender.answer(call.request, error(str(refused)))
-            return
+        asked = self._read.get(call.request.raw)
+        if asked is None:
+            try:
+                asked = _asked(call.args)
+            except Refused as refused:
+                self.observe("wait" if call.command.name == b"wait" else "waitaof", "refused", 0.0, None)
+                self.sender.answer(call.request, error(str(refused)))
+                return
+            if len(self._read) < MOST_READ:
+                self._read[call.request.raw] = asked
         session = call.session
         question = self.acks.question(session.client, session.memory, asked)
         session.blocked = session.working = Waiting(self, call, question)

@@ -371,15 +371,15 @@ class DataPlane(Plane):
         with self.turn():
             request.answer(frame)
 
-    def answer_barrier(self, request: Request, frame: bytes, client: Client, mode: Mode) -> None:
-        """``answer`` and ``resume`` in one."""
+    def answer_barrier(self, request: Request, frame: bytes, client: Client) -> None:
+        """``answer`` and ``resume`` in one, in the mode that the client's session is in then."""
         if self._turning:
             request.answer(frame)
-            client.resume(mode)
+            client.resume(client.session.mode)
             return
         with self.turn():
             request.answer(frame)
-            client.resume(mode)
+            client.resume(client.session.mode)
 
     def resume(self, client: Client, mode: Mode = Mode.PLAIN) -> None:
         """Let a client that stands behind a barrier go on."""
