@@ -326,11 +326,18 @@ class Crowd:
         await self.acks.look_again(shards)
         for member in members:
             if not member.over:
-                for shard, cohort in member.pending.items():
-                    assert isinstance(cohort, Cohort)
-                    counts = cohort.waiter.local, cohort.waiter.count
-                    member.counts[shard] = most((counts, member.counts[shard]))
-                self._to_proof(member)
+                self._count_what_there_is(member)
+
+    def _count_what_there_is(self, member: Member) -> None:
+        for shard, cohort in member.pending.items():
+            assert isinstance(cohort, Cohort)
+            failure = member.question.unanswered(shard, cohort.waiter)
+            if failure is not None:
+                self._refused(member, failure)
+                return
+            counts = cohort.waiter.local, cohort.waiter.count
+            member.counts[shard] = most((counts, member.counts[shard]))
+        self._to_proof(member)
 
     def _to_proof(self, member: Member) -> None:
         member.ready = True

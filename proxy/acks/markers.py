@@ -6,8 +6,9 @@ behind its reply (never in one packet) ``WAITAOF 0 0 0`` on that lane tells who 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 
@@ -48,7 +49,8 @@ class Markers:
     """One shard's marker rounds.
 
     ``reach()`` gives the ack lanes of the present primary, ``current()`` the same if they are open, ``reset()`` closes
-    them; ``connect()`` opens a connection to it; ``advance()`` begins a new tick.
+    them; ``connect()`` opens a connection to it; ``advance()`` begins a new tick; ``hear()`` returns when it has answered
+    something.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class Markers:
         reset: Callable[[], None],
         connect: Callable[[], Awaitable[ControlConnection]],
         advance: Callable[[], None],
+        hear: Callable[[], Awaitable[object]],
     ) -> None:
         self.refused = 0
-        """Markers that the primary did not take."""
+        """Markers that the primary did not take, or not before somebody's deadline."""
         self.raised = 0
         """Markers put on a lane that carried one already, since no other was left."""
         self.open: dict[tuple[int, int, bool], Waiter] = {}
@@ -75,25 +78,39 @@ class Markers:
         self._reset = reset
         self._connect = connect
         self._advance = advance
+        self._hear = hear
         self._waiters: set[Waiter] = set()
         self._unmarked: list[Waiter] = []
         self._unwritten: list[Waiter] = []
         self._marked: list[MarkerRound] = []
         self._wanted = trio.Event()
+        self._unwritten_wanted = trio.Event()
         self._lane_freed = trio.Event()
         self._poke = trio.Event()
         self._looked = trio.Event()
+        self._unanswered: float | None = None
+        """Since when a marker has been sent and none been answered."""
+        self._overdue = False
+        """Somebody's deadline has passed meanwhile."""
+        self._heard = -math.inf
+        """When a question was put, behind an unanswered marker, that the primary did answer."""
 
     @property
     def at_rest(self) -> bool:
         """Nobody waits and nothing is under way."""
-        return not (self._marked or self._unmarked or self._unwritten or self._wanted.is_set())
+        wanted = self._wanted.is_set() or self._unwritten_wanted.is_set()
+        return not (self._marked or self._unmarked or self._unwritten or wanted)
+
+    def reset(self) -> None:
+        """The shard's primary changed: what the former one owes does not matter any more."""
+        self._unanswered = None
 
     def join(self, waiter: Waiter, wrote: bool) -> None:
         """Wait for everything answered so far to be fsynced; ``wrote`` False: the session wrote nothing here."""
+        waiter.told = False
         self._waiters.add(waiter)
         (self._unmarked if wrote else self._unwritten).append(waiter)
-        self._wanted.set()
+        (self._wanted if wrote else self._unwritten_wanted).set()
 
     def leave(self, waiter: Waiter) -> None:
         """The waiter is gone or done: ``done`` tells whoever comes across it in a list."""
@@ -108,10 +125,33 @@ class Markers:
         unseen = _staying(list(self._waiters))
         for waiter in unseen:
             waiter.seen = False
+        if self._unanswered is not None:
+            now = trio.current_time()
+            with suppress(ConnectionLost, ReplyError):
+                await self._hear()
+                self._heard = max(now, self._heard)
         self._poke.set()
         self._poke = trio.Event()
         while not all(waiter.seen or waiter.done for waiter in unseen):
             await self._looked.wait()
+
+    def unanswered(self, waiter: Waiter, deadline: float) -> MarkerRefused | None:
+        """At a deadline, behind ``look_again``: why nothing can be said to who was told nothing so far.
+
+        A pause (CLIENT PAUSE) postpones a marker, so more may be true than could be asked.  A primary that answers
+        nothing at all has nothing: None.
+        """
+        primary = self._current()
+        if waiter.done or waiter.told or self._unanswered is None or self._heard < deadline or primary is None:
+            return None
+        self.refused += not self._overdue
+        self._overdue = True
+        owed = math.ceil((trio.current_time() - self._unanswered) * 1000)
+        return MarkerRefused(
+            f"ERR WAITAOF cannot be answered: {primary.main.address} has not answered the marker that asks what is "
+            f"fsynced within {owed} ms, though it answers otherwise (is it paused, or overloaded?); cure that, or use "
+            "WAIT"
+        )
 
     def _saw(self) -> None:
         self._looked.set()
@@ -120,7 +160,8 @@ class Markers:
     async def run(self) -> None:
         """Serve waiters for ever."""
         async with trio.open_nursery() as nursery:
-            await self._run_markers(nursery)
+            nursery.start_soon(self._run_markers, nursery)
+            nursery.start_soon(self._run_unwritten, nursery)
 
     def _close(self, wrote: bool) -> None:
         """What is about to be sent is not for those who come later."""
@@ -139,23 +180,39 @@ class Markers:
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
-            try:
-                await self._mark(nursery)
-            except (ConnectionLost, ReplyError) as error:
-                if isinstance(error, Demoted):
-                    self._reset()
-                await trio.sleep(RETRY)
-                self._unmarked, self._unwritten = _staying(self._unmarked), _staying(self._unwritten)
-                if self._unmarked or self._unwritten:
+            if not await self._done(self._mark, nursery):
+                self._unmarked = _staying(self._unmarked)
+                if self._unmarked:
                     self._wanted.set()
+                else:
+                    self._unanswered = None  # nobody wants to know any more
+
+    async def _run_unwritten(self, nursery: trio.Nursery) -> None:
+        """Apart from the markers, which may be postponed: who wrote nothing needs none."""
+        while True:
+            await self._unwritten_wanted.wait()
+            self._unwritten_wanted = trio.Event()
+            if not await self._done(self._look_unmarked, nursery):
+                self._unwritten = _staying(self._unwritten)
+                if self._unwritten:
+                    self._unwritten_wanted.set()
+
+    async def _done(self, work: Callable[[trio.Nursery], Awaitable[None]], nursery: trio.Nursery) -> bool:
+        """False, after a while, when the primary did not do it."""
+        try:
+            await work(nursery)
+        except (ConnectionLost, ReplyError) as error:
+            if isinstance(error, Demoted):
+                self._reset()
+            await trio.sleep(RETRY)
+            return False
+        return True
 
     async def _mark(self, nursery: trio.Nursery) -> None:
         """Put everyone who waits for a marker behind one."""
         primary = await self._reach()
         with self._ending(primary):
-            await self._refuse_without_aof(primary, lambda: [*self._unmarked, *self._unwritten])
-        if self._unwritten:
-            await self._look_unmarked(primary, nursery)
+            await self._refuse_without_aof(primary, lambda: self._unmarked)
         if not self._unmarked:
             return
         round_, fresh = await self._round(primary)
@@ -183,10 +240,15 @@ class Markers:
             self._marked.append(round_)
             nursery.start_soon(self._watch, primary, round_)
 
-    async def _look_unmarked(self, primary: Primary, nursery: trio.Nursery) -> None:
+    async def _look_unmarked(self, nursery: trio.Nursery) -> None:
         """Who wrote nothing needs no marker; all of them share one round, on the connection that never writes."""
-        waiters, self._unwritten = self._unwritten, []
+        primary = await self._reach()
+        with self._ending(primary):
+            await self._refuse_without_aof(primary, lambda: self._unwritten)
+        waiters, self._unwritten = _staying(self._unwritten), []
         self._close(wrote=False)
+        if not waiters:
+            return
         try:
             local, count = await primary.main.call("WAITAOF", 0, 0, 0)
         except BaseException:
@@ -207,9 +269,13 @@ class Markers:
 
     async def _put_marker(self, round_: MarkerRound, waiters: list[Waiter]) -> None:
         """Raise the lane's own write offset past every write answered so far."""
+        if self._unanswered is None:
+            self._unanswered, self._overdue = trio.current_time(), False
         try:
             await round_.connection.call("FUNCTION", "RESTORE", MARKER)
+            self._unanswered = None
         except ReplyError as error:
+            self._unanswered = None
             if error.code in NOT_NOW:
                 raise (Demoted if error.code == "READONLY" else ConnectionLost)(str(error)) from None
             self.refused += 1
@@ -276,9 +342,10 @@ class Markers:
         except (ConnectionLost, ReplyError):
             round_.connection.abort()
             # The connection's write offset is lost with it: those who wait need another marker.
-            (self._unwritten if round_.connection is primary.main else self._unmarked).extend(_staying(round_.waiters))
+            unwritten = round_.connection is primary.main
+            (self._unwritten if unwritten else self._unmarked).extend(_staying(round_.waiters))
             round_.waiters = []
-            self._wanted.set()
+            (self._unwritten_wanted if unwritten else self._wanted).set()
         finally:
             self._marked.remove(round_)
         if round_.connection is primary.main:

@@ -33,8 +33,8 @@ SPIN = 0.002  # seconds behind a kick in which one look follows another: acknowl
 POLL_FIRST = 0.001  # seconds between two looks behind that; twice as much each time
 POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
 EXPECTED_LONGEST = 0.004  # seconds for which acknowledgments are awaited at most before they are looked for
-MANY = 8  # who are served by a look, from which on it is worth it to wait for more of them
-EARLY = 0.7  # part of the usual time after which they are
+MANY = 3  # who are served by a look, from which on it is worth it to wait for more of them
+EARLY = 0.5  # part of the usual time after which they are
 INERTIA = 0.8  # weight of the past in what is usual
 USUAL_FIRST = 0.0002  # seconds
 RETRY = 0.05  # seconds between attempts to reach a shard's primary
@@ -134,6 +134,7 @@ class ShardRounds:
             reset=self.reset,
             connect=connect,
             advance=self._advance,
+            hear=lambda: self.verdict(fsync=False),
         )
         self._verify_fsync = Shared(self._read_fsync_verdict)
 
@@ -166,6 +167,7 @@ class ShardRounds:
             self._primary = self._reader = None
         self._samples.clear()
         self.sampled_tick = 0
+        self.markers.reset()
         if self._sought:
             self._wanted.set()
 

@@ -462,6 +462,7 @@ class Question:
                 raise gate.failure
             if not all(waiter.done for waiter in waiters.values()):
                 await self._last_look([shard for shard in shards if not waiters[shard].done])
+                self._fail_unanswered(waiters)
             if gate.failure is not None:
                 raise gate.failure
         finally:
@@ -494,6 +495,19 @@ class Question:
             waiter.threshold = self.threshold(shard, stamps)
         rounds.join(waiter)
         return waiter
+
+    def _fail_unanswered(self, waiters: dict[int, Waiter]) -> None:
+        """At the deadline: no number where a primary answers, but not the marker."""
+        for shard, waiter in waiters.items():
+            failure = self.unanswered(shard, waiter)
+            if failure is not None:
+                waiter.fail(failure)
+
+    def unanswered(self, shard: int, waiter: Waiter) -> MarkerRefused | None:
+        """Why there is no number for a shard, behind the last look at it."""
+        if not (self.asked.fsync and self.late):
+            return None
+        return self.acks.of(shard).markers.unanswered(waiter, self.deadline)
 
     def told(self, shard: int) -> Counts:
         """What a WAITAOF said of this session's writes on the shard: it holds, though the next marker is further on."""

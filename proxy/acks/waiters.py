@@ -14,7 +14,7 @@ AT_ONCE = 0.01  # seconds that who asks for the present counts gives an acknowle
 
 
 class MarkerRefused(Exception):
-    """The shard did not take the marker (OOM, NOREPLICAS, NOPERM ...): what is fsynced cannot be known."""
+    """The shard did not take the marker (OOM, NOREPLICAS, NOPERM ...), or not in time: what is fsynced is not known."""
 
 
 class Latch:
@@ -77,6 +77,7 @@ class Waiter:
         "sessions",
         "settled",
         "threshold",
+        "told",
         "want",
         "want_local",
         "weight",
@@ -98,6 +99,8 @@ class Waiter:
         self.done = False
         self.seen = False
         """Looked at since somebody asked for that."""
+        self.told = False
+        """Looked at since it joined."""
         self.weight = 1
         """For how many writes' acknowledgment it stands."""
         self.sessions = 1
@@ -110,7 +113,7 @@ class Waiter:
         """Take in the present counts, of ``online`` replicas; True when they are enough."""
         self.count = count
         self.local = local
-        self.seen = True
+        self.seen = self.told = True
         if not self.done and self._enough(online):
             self.done = True
             self.gate.enough()
