@@ -19,7 +19,7 @@ import trio
 from proxy import __version__, codec, dataplane
 from proxy.acks.concern import Concern, Concerns, Rule
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Life, Stamp
-from proxy.acks.primary import Primary
+from proxy.acks.primary import AckLane, Primary
 from proxy.acks.probe import Probes
 from proxy.acks.wait import Acks
 from proxy.codec import Limits as CodecLimits
@@ -118,6 +118,7 @@ class Server:
             traced=lambda sample: self.traces.begin(sample),
         )
         self.acks = Acks(
+            self.plane,
             connect=self._connect_primary,
             distrust=self._distrust,
             restamp=lambda shard, tick, generation: self.lanes.restamp(shard, tick, generation),
@@ -276,6 +277,8 @@ class Server:
                     self.concerns.sweep()
                 if self.plane.samples:
                     self.steps.take(self.plane.take_samples())
+                if self.acks.pace.resting:
+                    self.acks.pace.turned()
                 if not busy:
                     break
 
@@ -403,6 +406,9 @@ class Server:
         self.router.command(request)
 
     def held_back(self, request: Request, lane: Lane, frame: bytes) -> None:
+        if isinstance(lane.owner, AckLane):
+            self.plane.answer(request, frame)
+            return
         if lane.owner.identity.own:
             self.tracking.disturbed(lane.owner.identity.own)  # what is sent again goes without CLIENT CACHING
         if frame in NOSCRIPT:
@@ -415,7 +421,10 @@ class Server:
             self.redirects.held_back(request, lane, frame)
 
     def lane_down(self, lane: Lane, lost: list[Lost], reason: str) -> None:
-        self.redirects.lane_down(lane, lost, reason)
+        if isinstance(lane.owner, AckLane):
+            lane.owner.lost(reason)
+        else:
+            self.redirects.lane_down(lane, lost, reason)
 
     def held_too_much(self, lane: Lane) -> None:
         self.redirects.held_too_much(lane)

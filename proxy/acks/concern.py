@@ -18,9 +18,9 @@ from typing import Literal
 import trio
 
 from proxy.acks.arguments import Asked
-from proxy.acks.crowd import Crowd
+from proxy.acks.crowd import Crowd, Done
 from proxy.acks.incarnation import Stamp
-from proxy.acks.wait import Acks, Memory
+from proxy.acks.wait import Acks, Counts, Memory
 from proxy.codec.reply import elements, error, integer_value, is_error
 from proxy.dataplane import DataPlane, Hold
 from proxy.observe.metrics import ConcernResult
@@ -173,7 +173,7 @@ class Concerns:
                 self._busy.add(kind)
                 _Held(self, hold, self._questions[hold.concern - 1])
 
-    def ask(self, hold: Hold, asked: Asked, done: Callable[[bytes | None], None]) -> None:
+    def ask(self, hold: Hold, asked: Asked, done: Done) -> None:
         question = self._acks.question(_Wrote(hold), Memory(), asked, shards=(hold.shard,))
         question.weight = len(hold)
         self.open += 1
@@ -201,7 +201,7 @@ class _Held:
         for asked in questions:
             concerns.ask(hold, asked, partial(self._answered, asked))
 
-    def _answered(self, asked: Asked, frame: bytes | None) -> None:
+    def _answered(self, asked: Asked, frame: bytes | None, counts: Counts | None) -> None:
         self._concerns.open -= 1
         self._missing -= 1
         if frame is None:

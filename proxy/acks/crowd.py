@@ -1,11 +1,13 @@
-"""The crowd: waits that go the usual way, answered without a task for each of them.
+"""The crowd: waits that go the usual way, answered without a task or a waiter for each of them.
 
-A task with its scopes and nurseries costs several times what is asked of a shard, and thousands may wait.  So whoever
-has enough, or is at its deadline, joins those of its kind, and one task at a time reads for all of them what has to be
-read behind their counts.  Kinds are apart, so that a shard which does not answer holds up those alone who ask for it.
+Thousands may wait, and most wait for the same: those who want as many replicas of a shard, since the same look at it,
+are a cohort, for which one waiter stands in the shard's rounds.  A look proves what it counts (see ``looks``), so a
+WAIT is answered by the look that lets the last of its shards go.  A WAITAOF joins those of its kind, and one task at a
+time reads for all of them what has to be read behind their counts; kinds are apart, so that a shard which does not
+answer holds up those alone who ask for it.
 
-What is not usual (slots that move, a verdict that is missing or another than expected) is begun anew by a task of its
-own: see ``Question.ask``.  The rules are the question's in both cases.
+What is not usual (slots that move, another life than expected, a verdict that is missing) is begun anew by a task of
+its own: see ``Question.ask``.  The rules are the question's in both cases.
 """
 
 from __future__ import annotations
@@ -20,41 +22,92 @@ from typing import Generic, TypeVar
 import structlog
 import trio
 
-from proxy.acks.wait import Acks, Counts, Question, Unconfirmed, Untrusted
+from proxy.acks.incarnation import Stamp
+from proxy.acks.looks import Seen
+from proxy.acks.rounds import ShardRounds
+from proxy.acks.wait import GRACE, NOTHING, Acks, Counts, Question, Unconfirmed, Untrusted, most
 from proxy.acks.waiters import Latch, MarkerRefused, Verdict, Waiter
 from proxy.codec.reply import error
 from shard.client import ReplyError
 
 PURGE = 1024  # deadlines kept in vain before those that were answered long ago are taken out
+ALL = 1 << 62
 
 Kind = TypeVar("Kind", bound=Hashable)
+Done = Callable[[bytes | None, Counts | None], None]
+"""Called with the reply, None for a session that is to be told and closed; and with what it says, where known."""
 
 
-def _nobody(frame: bytes | None) -> None:
+def _nobody(frame: bytes | None, counts: Counts | None) -> None:
     """Who is told once it is over."""
 
 
-class Member(Latch):
-    """One WAIT.  ``done`` is called with the reply, None for a session that is to be told and closed."""
+NOBODY = Latch(1)
+"""Who waits where nobody does any more."""
 
-    __slots__ = ("_crowd", "counts", "done", "over", "question", "ready", "scope", "shards", "waiters")
 
-    def __init__(self, crowd: Crowd, question: Question, done: Callable[[bytes | None], None]) -> None:
-        self.shards = question.shards()
-        super().__init__(len(self.shards))
+class Cohort(Latch):
+    """Those for whom one waiter stands in a shard's rounds."""
+
+    __slots__ = ("_crowd", "members", "rounds", "waiter")
+
+    def __init__(self, crowd: Crowd, rounds: ShardRounds, want: int, want_local: int, threshold: int | None) -> None:
+        super().__init__(1)
+        self._crowd = crowd
+        self.rounds = rounds
+        self.members: dict[Member, None] = {}
+        self.waiter = Waiter(self, want, want_local, threshold)
+        self.waiter.weight = self.waiter.sessions = 0
+
+    def open(self) -> None:
+        self._crowd.arrived(self)
+
+    def add(self, member: Member) -> None:
+        self.members[member] = None
+        self.waiter.weight += member.question.weight
+        self.waiter.sessions += 1
+
+    def leave(self, member: Member) -> None:
+        """Without a member that wants it, it waits no more."""
+        if self.members.pop(member, member) is None:
+            self.waiter.weight -= member.question.weight
+            self.waiter.sessions -= 1
+            if not self.members:
+                self.rounds.leave(self.waiter)
+                self.waiter.gate = NOBODY
+
+    def go(self) -> list[Member]:
+        """All its members: it is done, and leaves no cycle to be found by the collector."""
+        members, self.members = list(self.members), {}
+        self.waiter.gate = NOBODY
+        return members
+
+
+class Member:
+    """One WAIT or WAITAOF."""
+
+    __slots__ = ("_crowd", "count", "counts", "done", "expired", "over", "pending", "question", "ready", "scope")
+
+    def __init__(self, crowd: Crowd, question: Question, done: Done) -> None:
         self._crowd = crowd
         self.question = question
         self.done = done
-        self.waiters: dict[int, Waiter] = {}
+        self.pending: dict[int, Cohort | int] = {}
+        """What it waits for, by shard: among others, or for one look at who has this offset."""
+        self.count = ALL
+        """WAIT: the least of the shards so far."""
         self.counts: dict[int, Counts] = {}
+        """WAITAOF: what each shard has."""
         self.ready = False
-        """It waits for replicas no more: what is left is to prove what they have."""
+        """WAITAOF: it waits for replicas no more: what is left is to prove what they have."""
+        self.expired = math.inf
+        """Until when it waits for a last look, its time being up."""
         self.over = False
         self.scope: trio.CancelScope | None = None
         """Of its own task, once it has one."""
 
-    def open(self) -> None:
-        self._crowd.satisfied(self)
+    def glanced(self, rounds: ShardRounds, seen: Seen) -> None:
+        self._crowd.glanced(self, rounds, seen)
 
     def cancel(self) -> None:
         """Nobody wants an answer any more."""
@@ -65,7 +118,14 @@ class Member(Latch):
     def expire(self) -> None:
         """The time is up: the answer is what there is now."""
         self.question.expire()
-        self._crowd.expired(self)
+        self._crowd.expire(self)
+
+
+def _usual(stamps: list[Stamp], rounds: ShardRounds) -> bool:
+    """Whether a session's writes are all where they were made, and whoever took them still leads."""
+    first, last = stamps
+    life = last.incarnation
+    return first.incarnation is life and not life.ended and first.generation == rounds.generation
 
 
 class Batches(Generic[Kind]):
@@ -111,60 +171,179 @@ class Crowd:
             nursery.start_soon(self._watch_lives)
             await self._keep_deadlines()
 
-    def ask(self, question: Question, done: Callable[[bytes | None], None]) -> Member:
+    def ask(self, question: Question, done: Done) -> Member:
         """Have a question answered; not before this returns."""
         member = Member(self, question, done)
         self._members.add(member)
-        if not question.usual:
-            self._alone(member)
-            return member
         self.acks.open += 1
-        member.waiters = question.enlist(member.shards, member)
-        if member.ready or not member.shards:
-            member.ready = True
-            self._to_proof(member)
+        enlist = self._enlist_fsync if question.asked.fsync else self._enlist
+        if question.at_once or question.everywhere or not enlist(member):
+            self._begin_anew(member)
         elif question.deadline < math.inf:
-            heappush(self._deadlines, (question.deadline, next(self._number), member))
-            if self._deadlines[0][2] is member:
-                self._sooner.set()
+            self._at(question.deadline, member)
         return member
 
     async def _watch_lives(self) -> None:
         """Whenever a life ends, those who wrote in it are told at once; for ever."""
         while True:
             changed = self.acks.changed
-            for member in [member for member in self._members if member.scope is None]:
-                try:
-                    self.acks.check_lives(member.question.writer)
-                except Unconfirmed:
-                    self._finish(member, None)
+            with self._together():
+                for member in [member for member in self._members if member.scope is None]:
+                    try:
+                        self.acks.check_lives(member.question.writer)
+                    except Unconfirmed:
+                        self._finish(member, None)
             await changed.wait()
 
-    # -- the way of a member --------------------------------------------------------------------------
-    def satisfied(self, member: Member) -> None:
-        """All its shards have enough, or one of them refused."""
-        if not member.ready:
-            member.ready = True
-            if member.waiters:  # else it is just being enlisted
-                self._to_proof(member)
+    # -- WAIT -----------------------------------------------------------------------------------------
+    def _enlist(self, member: Member) -> bool:
+        """Wait for every shard; False: something is not as usual."""
+        question, pending = member.question, member.pending
+        writes, want = question.writer.writes, question.asked.replicas
+        written = 0
+        for shard in question.shards():
+            rounds = self.acks.of(shard)
+            stamps = writes.get(shard)
+            threshold: int | None = 0
+            if stamps is not None:
+                if not _usual(stamps, rounds):
+                    return False
+                written += 1
+                threshold = question.threshold(shard, stamps)
+            if threshold is None:
+                waiter = rounds.open.get(want)
+                if waiter is not None and isinstance(waiter.gate, Cohort):
+                    cohort = waiter.gate
+                else:
+                    cohort = Cohort(self, rounds, want, 0, None)
+                    rounds.open[want] = cohort.waiter
+                    rounds.join(cohort.waiter)
+                cohort.add(member)
+                pending[shard] = cohort
+            else:
+                pending[shard] = threshold
+                rounds.glance(member)
+        return written == len(writes) and bool(pending)
 
-    def expired(self, member: Member) -> None:
-        """Its time is up: what there is counts, seen by a look that begins now."""
-        if not member.ready and member.scope is None:
-            member.ready = True
-            undone = frozenset(shard for shard, waiter in member.waiters.items() if not waiter.done)
-            self._looks.add(undone, member, self._the_nursery)
+    def arrived(self, cohort: Cohort) -> None:
+        """The shard has enough for it, or refuses."""
+        waiter, seen, shard = cohort.waiter, cohort.rounds.seen, cohort.rounds.shard
+        members = cohort.go()
+        with self._together():
+            if cohort.failure is not None:
+                for member in members:
+                    self._refused(member, cohort.failure)
+            elif seen is None:
+                for member in members:
+                    self._counted_fsync(member, shard, (waiter.local, waiter.count))
+            else:
+                for member in members:
+                    self._arrive(member, shard, waiter.count, waiter.threshold, seen)
+
+    def glanced(self, member: Member, rounds: ShardRounds, seen: Seen) -> None:
+        """A look that was for this member."""
+        awaited = member.pending.get(rounds.shard)
+        if awaited is None or member.scope is not None:
+            return
+        known = awaited if isinstance(awaited, int) else awaited.waiter.threshold
+        # Never asked for: what there is now of all the shard has, by a look that began after the session's writes.
+        threshold = seen.offset if known is None else known
+        count = sum(1 for offset in seen.acknowledged if offset >= threshold)
+        if count >= member.question.asked.replicas or member.expired < math.inf:
+            self._arrive(member, rounds.shard, count, known, seen)
+        elif isinstance(awaited, int):
+            cohort = Cohort(self, rounds, member.question.asked.replicas, 0, known)
+            cohort.add(member)
+            member.pending[rounds.shard] = cohort
+            rounds.join(cohort.waiter)
+
+    def _arrive(self, member: Member, shard: int, count: int, threshold: int | None, seen: Seen) -> None:
+        """The shard's count, and the look that shows it."""
+        awaited = member.pending.pop(shard, None)
+        if awaited is None or member.over:
+            return
+        question = member.question
+        stamps = question.writer.writes.get(shard)
+        if stamps is not None:
+            first, last = stamps
+            life = seen.incarnation
+            proved = first.incarnation is life and last.incarnation is life and first.generation == seen.generation
+            if not proved or seen.moving:
+                member.pending[shard] = awaited
+                self._begin_anew(member)
+                return
+            if threshold is not None:
+                question.memory.thresholds[shard] = last, threshold
+        if member.expired < math.inf and isinstance(awaited, Cohort):
+            awaited.leave(member)
+        if count < member.count:
+            member.count = count
+        if not member.pending:
+            self._finish(member, b":%d\r\n" % member.count, (0, member.count))
+
+    # -- WAITAOF --------------------------------------------------------------------------------------
+    def _enlist_fsync(self, member: Member) -> bool:
+        question = member.question
+        asked, writes = question.asked, question.writer.writes
+        written = 0
+        for shard in question.shards():
+            if (stamps := writes.get(shard)) is not None:
+                if not _usual(stamps, self.acks.of(shard)):
+                    return False
+                written += 1
+            told = member.counts[shard] = question.told(shard)
+            if told[0] >= asked.local and told[1] >= asked.replicas:
+                continue
+            rounds = self.acks.of(shard)
+            kind = asked.local, asked.replicas, stamps is not None
+            waiter = rounds.markers.open.get(kind)
+            if waiter is not None and isinstance(waiter.gate, Cohort):
+                cohort = waiter.gate
+            else:
+                cohort = Cohort(self, rounds, asked.replicas, asked.local, None)
+                rounds.markers.open[kind] = cohort.waiter
+                rounds.join_fsync(cohort.waiter, wrote=kind[2])
+            cohort.add(member)
+            member.pending[shard] = cohort
+        if written != len(writes):
+            return False
+        if not member.pending:
+            self._to_proof(member)
+        return True
+
+    def _counted_fsync(self, member: Member, shard: int, counts: Counts) -> None:
+        if member.over or member.ready or member.pending.pop(shard, None) is None:
+            return
+        member.counts[shard] = most((counts, member.counts[shard]))
+        if not member.pending:
+            self._to_proof(member)
+
+    def _refused(self, member: Member, failure: Exception) -> None:
+        if not member.over and member.scope is None:
+            self._finish(member, error(str(failure)))
 
     async def _look(self, shards: frozenset[int], members: list[Member]) -> None:
         await self.acks.look_again(shards)
         for member in members:
             if not member.over:
-                self._to_proof(member)
+                self._count_what_there_is(member)
+
+    def _count_what_there_is(self, member: Member) -> None:
+        for shard, cohort in member.pending.items():
+            assert isinstance(cohort, Cohort)
+            failure = member.question.unanswered(shard, cohort.waiter)
+            if failure is not None:
+                self._refused(member, failure)
+                return
+            counts = cohort.waiter.local, cohort.waiter.count
+            member.counts[shard] = most((counts, member.counts[shard]))
+        self._to_proof(member)
 
     def _to_proof(self, member: Member) -> None:
+        member.ready = True
+        self._leave(member)
         question = member.question
-        member.counts = question.counted(member.waiters)
-        claimed = frozenset(question.claimed(member.counts)) if member.failure is None else frozenset()
+        claimed = frozenset(question.claimed(member.counts))
         self._proofs.add((question.asked.fsync, claimed), member, self._the_nursery)
 
     async def _prove(self, kind: tuple[bool, frozenset[int]], members: list[Member]) -> None:
@@ -179,30 +358,24 @@ class Crowd:
 
     def _conclude(self, member: Member, verdicts: dict[int, Verdict]) -> None:
         try:
-            if member.failure is not None:
-                raise member.failure
-            frame = member.question.conclude(member.counts, verdicts)
+            confirmed = member.question.conclude(member.counts, verdicts)
         except (MarkerRefused, Untrusted, ReplyError) as refusal:
             self._finish(member, error(str(refusal)))
         except Unconfirmed:
             self._finish(member, None)
         else:
-            if frame is None:
-                self.acks.open -= 1
-                self._alone(member)
+            if confirmed is None:
+                self._begin_anew(member)
             else:
-                self._finish(member, frame)
+                self._finish(member, member.question.reply(confirmed), confirmed)
 
-    def _finish(self, member: Member, frame: bytes | None) -> None:
+    # -- the end of a member --------------------------------------------------------------------------
+    def _finish(self, member: Member, frame: bytes | None, counts: Counts | None = None) -> None:
         if frame is None:
             self.acks.unconfirmed += 1
         self.drop(member)
-        self._tell(member, frame)
-
-    @staticmethod
-    def _tell(member: Member, frame: bytes | None) -> None:
         done, member.done = member.done, _nobody
-        done(frame)
+        done(frame, counts)
 
     def drop(self, member: Member) -> None:
         """Forget it; harmless when that was done."""
@@ -212,10 +385,23 @@ class Crowd:
         self._members.discard(member)
         if member.scope is None:
             self.acks.open -= 1
-            member.question.leave(member.waiters)
-        member.waiters = {}  # they know the member: what is over leaves no cycle to be found by the collector
+            if member.pending:
+                self._leave(member)
+
+    @staticmethod
+    def _leave(member: Member) -> None:
+        """It waits for no shard any more."""
+        for awaited in member.pending.values():
+            if isinstance(awaited, Cohort):
+                awaited.leave(member)
+        member.pending = {}
 
     # -- what is not usual ----------------------------------------------------------------------------
+    def _begin_anew(self, member: Member) -> None:
+        self.acks.open -= 1
+        self._leave(member)
+        self._alone(member)
+
     def _alone(self, member: Member) -> None:
         member.scope = trio.CancelScope()
         self.acks.alone += 1
@@ -233,9 +419,15 @@ class Crowd:
                 frame = b"-ERR internal error of the proxy, see its log\r\n"
             if not member.over:
                 self.drop(member)
-                self._tell(member, frame)
+                done, member.done = member.done, _nobody
+                done(frame, None)
 
     # -- time -----------------------------------------------------------------------------------------
+    def _at(self, moment: float, member: Member) -> None:
+        heappush(self._deadlines, (moment, next(self._number), member))
+        if self._deadlines[0][2] is member:
+            self._sooner.set()
+
     async def _keep_deadlines(self) -> None:
         while True:
             self._sooner = trio.Event()
@@ -243,12 +435,30 @@ class Crowd:
             with trio.move_on_at(self._deadlines[0][0] if self._deadlines else math.inf):
                 await self._sooner.wait()
             now = trio.current_time()
-            while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].ready):
-                self.expired(heappop(self._deadlines)[2])
+            with self._together():
+                while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].over):
+                    member = heappop(self._deadlines)[2]
+                    if not member.over:
+                        self.expire(member)
+
+    def expire(self, member: Member) -> None:
+        """Its time is up: what there is counts, seen by a look that begins now; where none comes, nothing is there."""
+        if member.over or member.ready or member.scope is not None:
+            return
+        if member.question.asked.fsync:
+            member.ready = True
+            self._looks.add(frozenset(member.pending), member, self._the_nursery)
+        elif member.expired == math.inf:
+            member.expired = trio.current_time() + GRACE
+            self._at(member.expired, member)
+            for shard in member.pending:
+                self.acks.of(shard).glance(member, urgent=True)
+        elif trio.current_time() >= member.expired:
+            self._finish(member, member.question.reply(NOTHING), NOTHING)
 
     def _purge(self) -> None:
         if len(self._deadlines) > PURGE + 2 * len(self._members):
-            self._deadlines = [entry for entry in self._deadlines if not (entry[2].ready or entry[2].over)]
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].over]
             heapify(self._deadlines)
 
     @property

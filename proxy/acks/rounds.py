@@ -1,73 +1,86 @@
 """Rounds: what a shard's replicas have acknowledged, asked once for every session that waits.
 
-One :class:`ShardRounds` per shard.  A waiter brings its threshold, an offset of the replication
-stream; the loop samples, kicks, looks, and lets go whoever has enough.  Nothing is written for WAIT,
-no connection is kept by one waiter, and one that can never be satisfied holds back nobody.
+One :class:`ShardRounds` per shard.  A waiter brings its threshold, an offset of the replication stream, or has one
+sampled; a look samples and kicks, and lets go whoever has enough.  One look at a time is under way, and each is for all
+who came before it was sent.  Nothing is written for WAIT, no connection is kept by one waiter, and one that can never
+be satisfied holds back nobody.
+
+Looks are sent and read in the data plane's turns: a task for each would cost several times what the look itself does.
 """
 
 from __future__ import annotations
 
 import bisect
-import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol
 
 import trio
 
-from proxy.acks.incarnation import NO_SECOND_ID, Incarnations, Life, own_slots, parse_info
-from proxy.acks.primary import KICK_AGAIN, Demoted, Primary
-from proxy.acks.steps import Recorder, Steps, Timing, Unrecorded
-from proxy.acks.waiters import MarkerRefused, Run, Shared, Verdict, Waiter
+from proxy.acks.incarnation import Incarnations
+from proxy.acks.looks import Reader, Seen
+from proxy.acks.markers import Markers
+from proxy.acks.pace import Pace
+from proxy.acks.primary import KICK_AGAIN, Primary
+from proxy.acks.steps import Recorder, Steps, Unrecorded
+from proxy.acks.waiters import Run, Shared, Verdict, Waiter
 from proxy.acks.waitlist import Waitlist
+from proxy.dataplane import DataPlane
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 
-MARKER = bytes.fromhex("0a005d9b5c400f7fa2da")
-"""An empty FUNCTION payload (RDB version 10, CRC): restoring it changes nothing and raises the offset."""
-MARKER_LANES = 4
-"""Connections that may each hold one WAITAOF round; with the two of WAIT, six ack lanes a shard."""
-POLL_FIRST = 0.0002  # seconds; acknowledgments take 0.3 ms on a quiet link
+SPIN = 0.002  # seconds behind a kick in which one look follows another: acknowledgments take 0.3 ms on a quiet link
+POLL_FIRST = 0.001  # seconds between two looks behind that; twice as much each time
 POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
 EXPECTED_LONGEST = 0.004  # seconds for which acknowledgments are awaited at most before they are looked for
-MANY = 8  # waiters of one round from which on it is worth it to wait for more of them
-EARLY = 0.7  # part of the usual time after which they are
+MANY = 3  # who are served by a look, from which on it is worth it to wait for more of them
+EARLY = 0.5  # part of the usual time after which they are
 INERTIA = 0.8  # weight of the past in what is usual
+USUAL_FIRST = 0.0002  # seconds
 RETRY = 0.05  # seconds between attempts to reach a shard's primary
-RAISE_AFTER = 0.02  # seconds for which a marker stands before the same lane carries another
-WITHOUT_AOF = "appendonly is disabled"
-OF_A_REPLICA = "replica instances"
-"""By these words of its errors WAITAOF tells what is wrong (replication.c: waitaofCommand); both have the code ERR."""
-NOT_NOW = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
-"""Errors that say that the node is no primary, or not yet: whoever is will be asked."""
+ANSWER = 2.0  # seconds; a primary that does not answer that long is asked on other connections
 SAMPLES = 256  # offsets remembered, so that sessions which wait twice keep their threshold
 
 
-class MarkerRound:
-    """A marker on its way to the replicas' disks, and those who wait for it."""
+class Glancer(Protocol):
+    """Who needs no more than one look: at what is acknowledged already, or at what there is at its deadline."""
 
-    __slots__ = ("connection", "primary", "timing", "waiters")
+    over: bool
 
-    def __init__(self, connection: ControlConnection, primary: Primary) -> None:
-        self.connection = connection
-        self.primary = primary
-        self.timing: Timing | None = None
-        self.waiters: list[Waiter] = []
+    def glanced(self, rounds: ShardRounds, seen: Seen) -> None:
+        """A look that began after it was asked for."""
+
+
+class Look:
+    """One under way, and who it is for."""
+
+    __slots__ = ("glancers", "kick", "run", "sent", "tick", "unsampled")
+
+    def __init__(
+        self, sent: float, tick: int, unsampled: list[Waiter], glancers: list[Glancer], run: Run[Verdict] | None
+    ) -> None:
+        self.sent = sent
+        self.tick = tick
+        self.unsampled = unsampled
+        self.glancers = glancers
+        self.run = run
+        self.kick = False
 
 
 class ShardRounds:
     """See the module.
 
-    ``connect(purpose)`` opens a connection to the shard's present primary (``ConnectionLost`` when it
-    has none); ``ticked(shard)`` is called when the tick or generation changed, so that lanes stamp
-    writes anew; ``distrust()`` names a node of the shard whose WAITAOF cannot be believed; ``recorder``
-    is told what can be measured.
+    ``connect()`` opens a connection to the shard's present primary (``ConnectionLost`` when it has none);
+    ``ticked(shard)`` is called when the tick or generation changed, so that lanes stamp writes anew; ``distrust()``
+    names a node of the shard whose WAITAOF cannot be believed; ``recorder`` is told what can be measured.
     """
 
     def __init__(
         self,
         shard: int,
         incarnations: Incarnations,
+        plane: DataPlane,
+        pace: Pace,
         *,
         connect: Callable[[], Awaitable[ControlConnection]],
         ticked: Callable[[int], None],
@@ -78,44 +91,51 @@ class ShardRounds:
         self.tick = 1
         self.generation = 0
         self.rounds = 0
-        self.refused = 0
-        """Markers that the primary did not take, or not before somebody's deadline."""
-        self.raised = 0
-        """Markers put on a lane that carried one already, since no other was left."""
+        self.sampled_tick = 0
+        """Of the last offset that was sampled."""
+        self.seen: Seen | None = None
+        """The last look, while those are let go whom it satisfies."""
+        self.open: dict[int, Waiter] = {}
+        """Who has no offset sampled yet and may still be joined, by how many replicas they want."""
         self.steps = Steps(recorder or Unrecorded())
         self._slots: frozenset[str] | None = None
         self._incarnations = incarnations
+        self._plane = plane
+        self._pace = pace
         self._connect = connect
         self._ticked = ticked
         self._distrust = distrust
         self._primary: Primary | None = None
+        self._reader: Reader | None = None
         self._opening = trio.Lock()
-        self._waiting = Waitlist()
-        self._unmarked: list[Waiter] = []
-        self._unwritten: list[Waiter] = []
-        self._marked: list[MarkerRound] = []
         self._wanted = trio.Event()
-        self._marking_wanted = trio.Event()
-        self._unwritten_wanted = trio.Event()
-        self._lane_freed = trio.Event()
-        self._poke = trio.Event()
-        self._looked = trio.Event()
-        self._fsync: set[Waiter] = set()
-        self._fsync_poke = trio.Event()
-        self._fsync_looked = trio.Event()
-        self._unanswered: float | None = None
-        """Since when a marker has been sent and none been answered."""
-        self._overdue = False
-        """Somebody's deadline has passed meanwhile."""
-        self._heard = -math.inf
-        """When a question was put, behind an unanswered marker, that the primary did answer."""
-        self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
+        self._failed = False
+        self._waiting = Waitlist()
+        self._glancers: list[Glancer] = []
+        self._run: Run[Verdict] | None = None
+        self._stirred = False
+        self._urgent = False
+        self._looking: Look | None = None
+        self._looked = 0.0
+        """When the last look was sent."""
+        self._delay = POLL_FIRST
+        self._crowded = False
+        """The last look was for many."""
         self._asked: tuple[int, float] | None = None
-        """The offset that was last asked for, and when."""
-        self._usual = POLL_FIRST
+        """The offset that was last asked for and is not acknowledged yet, and when."""
+        self._usual = USUAL_FIRST
         """Seconds from the asking to the acknowledgment."""
-        self._kicking = trio.Lock()
-        self._verify = Shared(self._read_verdict)
+        self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
+        self.markers = Markers(
+            incarnations,
+            self.steps,
+            reach=self._reach,
+            current=lambda: self._primary,
+            reset=self.reset,
+            connect=connect,
+            advance=self._advance,
+            hear=lambda: self.verdict(fsync=False),
+        )
         self._verify_fsync = Shared(self._read_fsync_verdict)
 
     # -- what acks and topology tell ------------------------------------------------------------
@@ -128,162 +148,190 @@ class ShardRounds:
 
     def threshold_after(self, tick: int) -> int | None:
         """The first offset sampled after ``tick``; None when there is none yet."""
+        if self.sampled_tick <= tick:
+            return None
         at = bisect.bisect_right(self._samples, (tick, 1 << 63))
         return self._samples[at][1] if at < len(self._samples) else None
 
     def reset(self) -> None:
         """The shard's primary changed: connections and offsets of the former one mean nothing any more."""
         self._waiting.acknowledged = []
+        self._asked = None
+        self.seen = None
         self.steps.idle()
+        look, self._looking = self._looking, None
+        if look is not None:
+            self._put_back(look)
         if self._primary is not None:
             self._primary.close()
-            self._primary = None
+            self._primary = self._reader = None
         self._samples.clear()
-        self._unanswered = None
+        self.sampled_tick = 0
+        self.markers.reset()
+        if self._sought:
+            self._wanted.set()
 
     # -- what waiters do ------------------------------------------------------------------------
     def join(self, waiter: Waiter) -> None:
         """Wait for replicas to have the waiter's threshold (a new sample if it has none)."""
         self._waiting.add(waiter)
-        self._wanted.set()
-        self._poke.set()
+        self._stir()
 
     def join_fsync(self, waiter: Waiter, wrote: bool) -> None:
         """Wait for everything answered so far to be fsynced; ``wrote`` False: the session wrote nothing here."""
-        waiter.told = False
-        self._fsync.add(waiter)
-        (self._unmarked if wrote else self._unwritten).append(waiter)
-        (self._marking_wanted if wrote else self._unwritten_wanted).set()
+        self.markers.join(waiter, wrote)
+
+    def glance(self, glancer: Glancer, *, urgent: bool = False) -> None:
+        """Show him a look that begins after this call."""
+        self._glancers.append(glancer)
+        self._stir(urgent)
 
     def leave(self, waiter: Waiter) -> None:
-        """The waiter is gone or done: ``done`` tells whoever comes across it in a list."""
-        self._fsync.discard(waiter)
+        """The waiter is gone or done."""
         if not waiter.done:
             self._waiting.leave(waiter)
-            waiter.done = True
+        self.markers.leave(waiter)
 
     async def look_again(self) -> None:
         """Come back after a look that began after this call: a deadline's counts are then the present ones."""
-        for _ in range(2):  # the one under way may have begun before
-            if not self._waiting:
-                break
-            self._poke.set()
-            await self._looked.wait()
-        await self._look_again_at_fsyncs()
-
-    async def _look_again_at_fsyncs(self) -> None:
-        """Also at those whose marker is only on its way: until they are seen once they have no count at all."""
-        unseen = _staying(list(self._fsync))
-        for waiter in unseen:
-            waiter.seen = False
-        if self._unanswered is not None:
-            await self._hear()
-        self._fsync_poke.set()
-        self._fsync_poke = trio.Event()
-        while not all(waiter.seen or waiter.done for waiter in unseen):
-            await self._fsync_looked.wait()
-
-    async def _hear(self) -> None:
-        """See whether the primary answers anything, while it owes the reply to a marker."""
-        now = trio.current_time()
-        with suppress(ConnectionLost, ReplyError):
-            await self.verdict(fsync=False)
-            self._heard = max(now, self._heard)
-
-    def fail_unanswered(self, waiter: Waiter, deadline: float) -> None:
-        """At a deadline, behind ``look_again``: fail who was told nothing by a primary that answers all but the marker.
-
-        A pause (CLIENT PAUSE) postpones a marker, so more may be true than could be asked.  Who answers nothing at all
-        has nothing.
-        """
-        if waiter.done or waiter.told or self._unanswered is None or self._heard < deadline or self._primary is None:
-            return
-        self.refused += not self._overdue
-        self._overdue = True
-        owed = math.ceil((trio.current_time() - self._unanswered) * 1000)
-        waiter.fail(
-            MarkerRefused(
-                f"ERR WAITAOF cannot be answered: {self._primary.main.address} has not answered the marker that asks "
-                f"what is fsynced within {owed} ms, though it answers otherwise (is it paused, or overloaded?); cure "
-                "that, or use WAIT"
-            )
-        )
-
-    def _saw_fsyncs(self) -> None:
-        self._fsync_looked.set()
-        self._fsync_looked = trio.Event()
+        if self._waiting:
+            await self.next_verdict(fsync=False).done.wait()
+        await self.markers.look_again()
 
     async def nudge(self) -> None:
         """Ask the replicas to acknowledge, whether anybody waits or not.  Raises ``ConnectionLost``, ``ReplyError``."""
-        await self._kick(await self._reach())
+        (await self._reach()).kick()
 
     async def verdict(self, fsync: bool) -> Verdict:
         """What holds now, read after this call.  Raises ``ConnectionLost``, ``ReplyError``."""
-        return await (self._verify_fsync if fsync else self._verify).fresh()
+        if fsync:
+            return await self._verify_fsync.fresh()
+        run = self.next_verdict(fsync)
+        await run.done.wait()
+        if run.result is None:
+            raise run.failure or ConnectionLost("the shard did not answer")
+        return run.result
 
     def next_verdict(self, fsync: bool) -> Run[Verdict]:
         """The same, not yet awaited."""
-        return (self._verify_fsync if fsync else self._verify).next_run()
+        if fsync:
+            return self._verify_fsync.next_run()
+        if self._run is None:
+            self._run = Run()
+        run = self._run
+        self._stir(urgent=True)
+        return run
 
-    # -- the loops ------------------------------------------------------------------------------
-    async def run(self) -> None:
-        """Serve waiters for ever."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run_offsets)
-            nursery.start_soon(self._run_markers, nursery)
-            nursery.start_soon(self._run_unwritten, nursery)
-            nursery.start_soon(self._verify.serve)
-            nursery.start_soon(self._verify_fsync.serve)
+    # -- looks ----------------------------------------------------------------------------------
+    @property
+    def _sought(self) -> bool:
+        """Somebody wants a look."""
+        return bool(self._waiting) or bool(self._glancers) or self._run is not None
 
-    async def _run_offsets(self) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            try:
-                await self._serve_offsets()
-            except (ConnectionLost, ReplyError):
-                self.reset()
-                await trio.sleep(RETRY)
-                if self._waiting:
-                    self._wanted.set()
+    def _stir(self, urgent: bool = False) -> None:
+        """See whether to look: at the end of the turn, so that all who come in it share the look."""
+        self._urgent = self._urgent or urgent
+        if not self._stirred and self._looking is None:
+            self._stirred = True
+            self._plane.at_end(self._pump)
 
-    async def _serve_offsets(self) -> None:
-        delay = POLL_FIRST
-        while self._waiting:
-            primary = await self._reach()
-            self._poke = trio.Event()
+    def _pump(self) -> None:
+        self._stirred = False
+        if self._looking is not None or not self._sought:
+            return
+        primary = self._primary
+        if primary is None or primary.closed:
+            self._wanted.set()
+            return
+        now = trio.current_time()
+        kick = self._may_kick(primary, now)
+        due = now if self._urgent else self._due(primary, kick)
+        if due > now:
+            self._pace.rest(self, due, self._pump)
+        else:
+            self._send(primary, now, kick)
+
+    def _may_kick(self, primary: Primary, now: float) -> bool:
+        """Whether the next look asks the replicas, too: for somebody new, once the last asking may have worked."""
+        if primary.doubtful or now - primary.kicked >= KICK_AGAIN:
+            return bool(self._waiting)
+        if not self._waiting.unsampled:
+            return False
+        return self._asked is None or now >= self._asked[1] + self._usual * EARLY
+
+    def _due(self, primary: Primary, kick: bool) -> float:
+        """When the next look is worth it."""
+        due = self._looked + (self._usual * EARLY if self._crowded else 0.0)
+        if (kick and self._waiting.unsampled) or self._glancers:
+            return due
+        if self._looked - primary.kicked > SPIN:
+            later = self._looked + self._delay
+            if self._waiting.unsampled and self._asked is not None:
+                later = min(later, self._asked[1] + self._usual * EARLY)
+            return max(due, later)
+        return due
+
+    def _send(self, primary: Primary, now: float, kick: bool) -> None:
+        self._pace.forget(self)
+        unsampled: list[Waiter] = []
+        if kick:
             unsampled = self._waiting.take_unsampled()
-            if unsampled:
-                self._advance()
-            tick = self.tick
-            try:
-                with self._ending(primary):
-                    offset, acknowledged = await self._look(primary, kick=bool(unsampled))
-            except BaseException:
-                self._waiting.put_back(unsampled)
-                raise
-            if unsampled:
-                self._samples.append((tick, offset))
-                self._waiting.sampled(unsampled, offset)
-                self.steps.sampled(unsampled, offset, acknowledged)
-            self.steps.looked(primary, acknowledged)
-            self._learn(acknowledged)
-            self._waiting.release(acknowledged)
-            self._looked.set()
-            self._looked = trio.Event()
-            if not self._waiting:
-                self.steps.idle()
-                return
-            if unsampled:
-                delay = POLL_FIRST
-                self._asked = offset, primary.kicked
-                if sum(waiter.weight for waiter in unsampled) >= MANY:
-                    # Who comes meanwhile shares a round, and acknowledgments looked for at once would not be there.
-                    await trio.sleep(self._usual * EARLY)
-                continue
-            with trio.move_on_after(delay):
-                await self._poke.wait()
-            delay = min(delay * 2, POLL_LONGEST)
+            self.open = {}
+        look = Look(now, self.tick, unsampled, self._glancers, self._run)
+        self._crowded = sum(waiter.weight for waiter in unsampled) + len(self._glancers) >= MANY
+        self._delay = POLL_FIRST if unsampled or look.glancers else min(self._delay * 2, POLL_LONGEST)
+        self._glancers = []
+        self._run = None
+        self._urgent = False
+        self._looked = now
+        self._looking = look
+        if unsampled:
+            self._advance()
+            look.tick = self.tick
+        look.kick = kick
+        primary.look(partial(self._replied, look), kick)
+
+    def _replied(self, look: Look, frames: list[bytes]) -> None:
+        primary, reader = self._primary, self._reader
+        if self._looking is not look or primary is None or reader is None:
+            return
+        try:
+            offset, acknowledged = reader.info(frames[0])
+            reader.nodes(frames[1])
+        except (ConnectionLost, ReplyError):
+            self._fail()
+            return
+        if self._looking is not look:
+            return  # what it showed ended a life, and with it this primary's lanes
+        self._looking = None
+        self.owns(reader.slots)
+        seen = Seen(offset, acknowledged, reader.incarnation, self.generation, reader.moving)
+        self._take_sample(look, seen)
+        self.steps.looked(primary, acknowledged)
+        self._learn(acknowledged)
+        self.seen = seen
+        self._waiting.release(acknowledged)
+        for glancer in look.glancers:
+            if not glancer.over:
+                glancer.glanced(self, seen)
+        self.seen = None
+        if look.run is not None:
+            look.run.result = Verdict(seen.incarnation, seen.generation, seen.moving, None)
+            look.run.done.set()
+        if self._sought:
+            self._stir()
+        else:
+            self.steps.idle()
+
+    def _take_sample(self, look: Look, seen: Seen) -> None:
+        if not look.kick:
+            return
+        self._asked = seen.offset, look.sent
+        if look.unsampled:
+            self._samples.append((look.tick, seen.offset))
+            self.sampled_tick = look.tick
+            self._waiting.sampled(look.unsampled, seen.offset)
+            self.steps.sampled(look.unsampled, seen.offset, seen.acknowledged)
 
     def _learn(self, acknowledged: list[int]) -> None:
         """How long acknowledgments take here."""
@@ -293,14 +341,21 @@ class ShardRounds:
             self._usual = INERTIA * self._usual + (1 - INERTIA) * took
             self._asked = None
 
-    @contextmanager
-    def _ending(self, primary: Primary) -> Iterator[None]:
-        """A primary that says it is none any more has ended its life: those who wait hear it at once."""
-        try:
-            yield
-        except Demoted:
-            self._incarnations.observe(Life(primary.node_id, primary.run_id, "slave", "", NO_SECOND_ID))
-            raise
+    def _put_back(self, look: Look) -> None:
+        self._waiting.put_back(look.unsampled)
+        self._glancers = [each for each in look.glancers if not each.over] + self._glancers
+        if look.run is not None:
+            self._disappoint(look.run)
+
+    @staticmethod
+    def _disappoint(run: Run[Verdict]) -> None:
+        run.failure = ConnectionLost("the shard's primary did not answer")
+        run.done.set()
+
+    def _fail(self) -> None:
+        """What was under way has no answer: try on other connections, a little later."""
+        self._failed = True
+        self.reset()
 
     def _advance(self) -> None:
         """Begin a new tick: replies read from now on are not covered by the offset about to be sampled."""
@@ -308,252 +363,61 @@ class ShardRounds:
         self.rounds += 1
         self._ticked(self.shard)
 
-    async def _run_markers(self, nursery: trio.Nursery) -> None:
+    # -- the loops ------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Serve waiters for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_reached)
+            nursery.start_soon(self._keep_answering)
+            nursery.start_soon(self.markers.run)
+            nursery.start_soon(self._verify_fsync.serve)
+
+    async def _keep_reached(self) -> None:
         while True:
-            await self._marking_wanted.wait()
-            self._marking_wanted = trio.Event()
-            if not await self._done(self._mark, nursery):
-                self._unmarked = _staying(self._unmarked)
-                if self._unmarked:
-                    self._marking_wanted.set()
-                else:
-                    self._unanswered = None  # nobody wants to know any more
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            if self._failed:
+                self._failed = False
+                await trio.sleep(RETRY)
+            try:
+                await self._reach()
+            except (ConnectionLost, ReplyError):
+                self._give_up()
+            self._stir()
 
-    async def _run_unwritten(self, nursery: trio.Nursery) -> None:
-        """Apart from the markers, which may be postponed: who wrote nothing needs none."""
+    def _give_up(self) -> None:
+        """The primary cannot be reached now."""
+        self._failed = True
+        self._glancers = [each for each in self._glancers if not each.over]
+        if self._run is not None:
+            run, self._run = self._run, None
+            self._disappoint(run)
+
+    async def _keep_answering(self) -> None:
+        """Nobody waits on a connection that has fallen silent."""
         while True:
-            await self._unwritten_wanted.wait()
-            self._unwritten_wanted = trio.Event()
-            if not await self._done(self._look_unmarked, nursery):
-                self._unwritten = _staying(self._unwritten)
-                if self._unwritten:
-                    self._unwritten_wanted.set()
+            await trio.sleep(ANSWER / 4)
+            if self._looking is not None and trio.current_time() - self._looking.sent > ANSWER:
+                self._fail()
 
-    async def _done(self, work: Callable[[trio.Nursery], Awaitable[None]], nursery: trio.Nursery) -> bool:
-        """False, after a while, when the primary did not do it."""
-        try:
-            await work(nursery)
-        except (ConnectionLost, ReplyError) as error:
-            if isinstance(error, Demoted):
-                self.reset()
-            await trio.sleep(RETRY)
-            return False
-        return True
+    def _lost(self, reason: str) -> None:
+        self._fail()
 
-    async def _mark(self, nursery: trio.Nursery) -> None:
-        """Put everyone who waits for a marker behind one."""
-        primary = await self._reach()
-        with self._ending(primary):
-            await self._refuse_without_aof(primary, lambda: self._unmarked)
-        if not self._unmarked:
-            return
-        round_, fresh = await self._round(primary)
-        waiters, self._unmarked = self._unmarked, []
-        self._advance()
-        try:
-            with self._ending(primary):
-                await self._put_marker(round_, waiters)
-        except BaseException:
-            self._unmarked = _staying(waiters) + self._unmarked
-            if fresh:
-                round_.connection.abort()
-                primary.lanes -= 1
-            raise
-        if not fresh and round_ not in self._marked:
-            # It ended while the marker was on its way, and its lane may be somebody else's by now.
-            self._unmarked = _staying(waiters) + self._unmarked
-            self._marking_wanted.set()
-            return
-        round_.waiters += _staying(waiters)
-        timing = self.steps.marked(waiters)
-        round_.timing = timing if fresh else None
-        if fresh:
-            self._marked.append(round_)
-            nursery.start_soon(self._watch, primary, round_)
-
-    async def _look_unmarked(self, nursery: trio.Nursery) -> None:
-        """Who wrote nothing needs no marker; all of them share one round, on the connection that never writes."""
-        primary = await self._reach()
-        with self._ending(primary):
-            await self._refuse_without_aof(primary, lambda: self._unwritten)
-        waiters, self._unwritten = _staying(self._unwritten), []
-        if not waiters:
-            return
-        try:
-            local, count = await primary.main.call("WAITAOF", 0, 0, 0)
-        except BaseException:
-            self._unwritten = _staying(waiters) + self._unwritten
-            raise
-        waiters = [waiter for waiter in waiters if not waiter.see(count, local)]
-        self._saw_fsyncs()
-        if not waiters:
-            return
-        present = next((round_ for round_ in self._marked if round_.connection is primary.main), None)
-        if present is not None:
-            present.waiters += waiters
-            return
-        unmarked = MarkerRound(primary.main, primary)
-        unmarked.waiters = waiters
-        self._marked.append(unmarked)
-        nursery.start_soon(self._watch, primary, unmarked)
-
-    async def _put_marker(self, round_: MarkerRound, waiters: list[Waiter]) -> None:
-        """Raise the lane's own write offset past every write answered so far."""
-        if self._unanswered is None:
-            self._unanswered, self._overdue = trio.current_time(), False
-        try:
-            await round_.connection.call("FUNCTION", "RESTORE", MARKER)
-            self._unanswered = None
-        except ReplyError as error:
-            self._unanswered = None
-            if error.code in NOT_NOW:
-                raise (Demoted if error.code == "READONLY" else ConnectionLost)(str(error)) from None
-            self.refused += 1
-            refused = MarkerRefused(
-                f"ERR WAITAOF cannot be answered: {round_.connection.address} refused the marker that asks what is "
-                f"fsynced ({str(error).rstrip('.')}); cure that, or use WAIT"
-            )
-            for waiter in waiters:
-                waiter.fail(refused)
-
-    async def _refuse_without_aof(self, primary: Primary, waiting: Callable[[], list[Waiter]]) -> None:
-        """A shard without AOF refuses numlocal 1 in the engine's own words; the error wins over numbers."""
-        if not any(waiter.want_local for waiter in waiting()):
-            return
-        try:
-            await primary.main.call("WAITAOF", 1, 0, 1)
-        except ReplyError as error:
-            if WITHOUT_AOF not in str(error):  # a node that is a replica by now, or loads its data
-                raise (Demoted if OF_A_REPLICA in str(error) else ConnectionLost)(str(error)) from None
-            for waiter in [each for each in waiting() if each.want_local]:
-                self.leave(waiter)
-                waiter.fail(error)
-
-    async def _round(self, primary: Primary) -> tuple[MarkerRound, bool]:
-        """A lane for a new marker; with none left the newest round's marker is raised, never the oldest's."""
-        if not primary.free and primary.lanes >= MARKER_LANES:
-            # Raised without pause, the newest round would outrun the acknowledgments its waiters need.
-            with trio.move_on_after(RAISE_AFTER):
-                await self._lane_freed.wait()
-        if primary.free:
-            return MarkerRound(primary.free.pop(), primary), True
-        mine = [each for each in self._marked if each.primary is primary and each.connection is not primary.main]
-        if primary.lanes >= MARKER_LANES and mine:
-            self.raised += 1
-            return mine[-1], False
-        primary.lanes += 1
-        try:
-            return MarkerRound(await self._connect(), primary), True
-        except BaseException:
-            primary.lanes -= 1
-            raise
-
-    async def _watch(self, primary: Primary, round_: MarkerRound) -> None:
-        """Let go those who have enough, and ask for acknowledgments again while somebody has not."""
-        delay = POLL_FIRST
-        try:
-            while round_.waiters:
-                online = 0
-                if round_.connection is not primary.main and any(waiter.at_once for waiter in round_.waiters):
-                    online = len((await primary.look())[1])
-                local, count = await round_.connection.call("WAITAOF", 0, 0, 0)
-                round_.timing = self.steps.counted(round_.timing, count)
-                round_.waiters = [waiter for waiter in round_.waiters if not waiter.see(count, local, online)]
-                self._saw_fsyncs()
-                if not local:
-                    await self._refuse_without_aof(primary, lambda: round_.waiters)  # it may be switched off meanwhile
-                if not round_.waiters:
-                    break
-                # An acknowledgment given before the fsync is stale, so it has to be asked for anew.
-                await self._kick(primary)
-                with trio.move_on_after(delay):
-                    await self._fsync_poke.wait()
-                delay = min(delay * 2, POLL_LONGEST)
-        except (ConnectionLost, ReplyError):
-            round_.connection.abort()
-            # The connection's write offset is lost with it: those who wait need another marker.
-            unwritten = round_.connection is primary.main
-            (self._unwritten if unwritten else self._unmarked).extend(_staying(round_.waiters))
-            round_.waiters = []
-            (self._unwritten_wanted if unwritten else self._marking_wanted).set()
-        finally:
-            self._marked.remove(round_)
-        if round_.connection is primary.main:
-            return
-        if round_.connection.closed or primary is not self._primary:
-            primary.lanes -= 1
-            round_.connection.abort()
-        else:
-            primary.free.append(round_.connection)
-        self._lane_freed.set()
-        self._lane_freed = trio.Event()
-
-    async def _look(self, primary: Primary, kick: bool) -> tuple[int, list[int]]:
-        if not (kick or primary.doubtful) and trio.current_time() - primary.kicked < KICK_AGAIN:
-            return await primary.look()
-        async with self._kicking:
-            return await primary.look(kick=True)
-
-    async def _kick(self, primary: Primary) -> None:
-        async with self._kicking:
-            await primary.kick()
-
-    # -- connections and what is read behind the counts ----------------------------------------------
     async def _reach(self) -> Primary:
         """The ack lanes to the present primary, opened when needed."""
         async with self._opening:
-            if self._primary is not None and not (self._primary.main.closed or self._primary.kicker.closed):
+            if self._primary is not None and not self._primary.closed:
                 return self._primary
             self.reset()
-            main = await self._connect()
-            try:
-                kicker = await self._connect()
-            except BaseException:
-                main.abort()
-                raise
-            try:
-                node_id, info = await main.pipeline(["CLUSTER", "MYID"], ["INFO", "server"])
-                primary = Primary(main, kicker, _text(node_id), parse_info(info))
-                kicker_node, kicker_info, kicker_id = await kicker.pipeline(
-                    ["CLUSTER", "MYID"], ["INFO", "server"], ["CLIENT", "ID"]
-                )
-                if _text(kicker_node) != primary.node_id or parse_info(kicker_info).get("run_id") != primary.run_id:
-                    raise ConnectionLost("the two ack lanes met different nodes")
-                primary.kicker_id = int(kicker_id)
-            except BaseException:
-                main.abort()
-                kicker.abort()
-                raise
+            primary = await Primary.reach(self._plane, self._connect, self._lost)
             self._primary = primary
+            self._reader = Reader(primary, self._incarnations)
             return primary
 
-    async def _read_verdict(self) -> Verdict:
-        primary = await self._reach()
-        info, nodes = await primary.main.pipeline(["INFO", "replication"], ["CLUSTER", "NODES"])
-        for reply in (info, nodes):
-            if isinstance(reply, ReplyError):
-                raise reply
-        fields = parse_info(info)
-        fields["run_id"] = primary.run_id
-        incarnation = self._incarnations.observe(Life.read(primary.node_id, fields))
-        slots, moving = own_slots(nodes)
-        self.owns(slots)
-        return Verdict(incarnation, self.generation, moving, None)
-
     async def _read_fsync_verdict(self) -> Verdict:
-        verdict = await self._read_verdict()
+        verdict = await self.verdict(fsync=False)
         primary = await self._reach()
         return verdict._replace(untrusted=await self._distrust(primary))
-
-
-def _staying(waiters: list[Waiter]) -> list[Waiter]:
-    return [waiter for waiter in waiters if not waiter.done]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, ReplyError):
-        raise value
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def expand(ranges: frozenset[str]) -> set[int]:

@@ -69,7 +69,7 @@ class Steps:
 
     def sampled(self, waiters: Sequence[Waiter], offset: int, acknowledged: Sequence[int]) -> None:
         """A round began for ``waiters`` with this offset."""
-        self.recorder.round(len(waiters))
+        self.recorder.round(sum(waiter.sessions for waiter in waiters))
         self.last["replicate"] = trio.current_time()
         want = waiters[0].want
         if self._replicate is not None or waiters[0].at_once or not 0 < want <= len(acknowledged):
@@ -95,7 +95,7 @@ class Steps:
 
     def marked(self, waiters: Sequence[Waiter]) -> Timing | None:
         """A round began for ``waiters``, whose marker was just answered; what is to be timed of it."""
-        self.recorder.round(len(waiters))
+        self.recorder.round(sum(waiter.sessions for waiter in waiters))
         self.last["persist"] = trio.current_time()
         return Timing(waiters[0].want) if waiters[0].want > 0 and not waiters[0].at_once else None
 

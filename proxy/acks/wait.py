@@ -11,11 +11,13 @@ import trio
 
 from proxy.acks.arguments import Asked
 from proxy.acks.incarnation import Incarnation, Incarnations, Stamp
+from proxy.acks.pace import Pace
 from proxy.acks.primary import Primary
 from proxy.acks.rounds import ShardRounds
 from proxy.acks.steps import Recorder
 from proxy.acks.waiters import Gate, Latch, MarkerRefused, Verdict, Waiter
 from proxy.codec.reply import array, error, integer
+from proxy.dataplane import DataPlane
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 
 RETRY = 0.05  # seconds before what could not be proved is tried again, while there is time
@@ -70,6 +72,7 @@ class Acks:
 
     def __init__(
         self,
+        plane: DataPlane,
         *,
         connect: Callable[[int], Awaitable[ControlConnection]],
         distrust: Callable[[int, Primary], Awaitable[str | None]],
@@ -81,6 +84,8 @@ class Acks:
         recorder: Callable[[int], Recorder | None] = lambda shard: None,
     ) -> None:
         self.incarnations = Incarnations(self.lives_changed)
+        self.plane = plane
+        self.pace = Pace()
         self._ended = ended
         self._answers = answers
         self._hint = hint
@@ -104,6 +109,7 @@ class Acks:
         """Serve the rounds of every shard, for ever."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self.pace.run)
             for rounds in self._rounds.values():
                 nursery.start_soon(rounds.run)
             await self._settle_lives()
@@ -131,6 +137,8 @@ class Acks:
             rounds = self._rounds[shard] = ShardRounds(
                 shard,
                 self.incarnations,
+                self.plane,
+                self.pace,
                 connect=lambda: self._connect(shard),
                 ticked=self._ticked,
                 distrust=lambda primary: self._distrust(shard, primary),
@@ -148,12 +156,12 @@ class Acks:
     @property
     def markers_refused(self) -> int:
         """Markers that shards did not take."""
-        return sum(rounds.refused for rounds in self._rounds.values())
+        return sum(rounds.markers.refused for rounds in self._rounds.values())
 
     @property
     def markers_raised(self) -> int:
         """Markers put on a lane that carried one already."""
-        return sum(rounds.raised for rounds in self._rounds.values())
+        return sum(rounds.markers.raised for rounds in self._rounds.values())
 
     def stamp(self, shard: int, incarnation: Incarnation) -> Stamp:
         """What a write answered now on a lane of ``incarnation`` is remembered with."""
@@ -218,7 +226,7 @@ class Acks:
             raise
         finally:
             self.open -= 1
-        return question.reply(counts)
+        return question.reply(least(counts))
 
     async def look_again(self, shards: Iterable[int]) -> None:
         """Have those shards' present counts seen; one that does not answer has had its time."""
@@ -314,7 +322,7 @@ class Question:
         """Who asks for no copy never blocks, whatever the timeout."""
         patience = min(asked.timeout or math.inf, PROOF if self.at_once else math.inf)
         self.deadline = trio.current_time() + patience
-        self._reading = trio.CancelScope()
+        self._reading: trio.CancelScope | None = None
 
     def shards(self) -> Sequence[int]:
         """Who is asked."""
@@ -326,7 +334,9 @@ class Question:
 
     def expire(self) -> None:
         """The time is up: the answer is what there is now."""
-        self.deadline = self._reading.deadline = trio.current_time()
+        self.deadline = trio.current_time()
+        if self._reading is not None:
+            self._reading.deadline = self.deadline
 
     async def ask(self) -> list[Counts]:
         """(local, replicas) of every shard, each proved or 0.  Raises what there is instead of numbers."""
@@ -373,40 +383,21 @@ class Question:
         return list(counts.values())
 
     # -- step by step, for many at once: as ask() does when all is as usual ----------------------------
-    @property
-    def usual(self) -> bool:
-        """Whether it may be asked so: it waits for copies of this session's own writes, all where they were made."""
-        try:
-            self.acks.check_lives(self.writer)
-        except Unconfirmed:
-            return False
-        return not (self.at_once or self.everywhere or self._slots_left())
-
-    def enlist(self, shards: Sequence[int], latch: Latch) -> dict[int, Waiter]:
-        """Begin to wait for each shard to have enough."""
-        return {shard: self._enlist(shard, latch, everywhere=False) for shard in shards}
-
     def leave(self, waiters: dict[int, Waiter]) -> None:
         """Wait no more."""
         for shard, waiter in waiters.items():
             self.acks.of(shard).leave(waiter)
 
-    def counted(self, waiters: dict[int, Waiter]) -> dict[int, Counts]:
-        """Wait no more: what the shards have."""
-        self._fail_unanswered(waiters)
-        self.leave(waiters)
-        return self._counted(waiters, everywhere=False)
-
-    def conclude(self, counts: dict[int, Counts], verdicts: dict[int, Verdict]) -> bytes | None:
-        """The reply; None when it has to be asked again.  Raises what there is instead of numbers."""
+    def conclude(self, counts: dict[int, Counts], verdicts: dict[int, Verdict]) -> Counts | None:
+        """What is confirmed; None when it has to be asked again.  Raises what there is instead of numbers."""
         self.acks.check_lives(self.writer)
         self._trusted(verdicts)
         proved = self._weigh(counts, verdicts)
-        return None if proved is None else self.reply(proved)
+        return None if proved is None else least(proved)
 
-    def reply(self, counts: Iterable[Counts]) -> bytes:
-        """The raw reply to what each shard has."""
-        local, replicas = least(counts)
+    def reply(self, confirmed: Counts) -> bytes:
+        """The raw reply to what is confirmed."""
+        local, replicas = confirmed
         return array([integer(local), integer(replicas)]) if self.asked.fsync else integer(replicas)
 
     async def _ask_everywhere(self) -> list[Counts] | None:
@@ -464,7 +455,8 @@ class Question:
         gate = Gate(len(shards))
         waiters = {shard: self._enlist(shard, gate, everywhere) for shard in shards}
         try:
-            with trio.CancelScope(deadline=self.deadline) as self._reading:
+            self._reading = trio.CancelScope(deadline=self.deadline)
+            with self._reading:
                 await gate.wait()
             if gate.failure is not None:
                 raise gate.failure
@@ -484,7 +476,7 @@ class Question:
                     self.memory.thresholds[shard] = (self.writer.writes[shard][1], waiter.threshold)
         counts = {shard: (waiter.local, waiter.count) for shard, waiter in waiters.items()}
         if self.asked.fsync and not everywhere:
-            counts = {shard: most((now, self._told(shard))) for shard, now in counts.items()}
+            counts = {shard: most((now, self.told(shard))) for shard, now in counts.items()}
         return counts
 
     def _enlist(self, shard: int, gate: Latch, everywhere: bool) -> Waiter:
@@ -493,31 +485,38 @@ class Question:
         waiter = Waiter(gate, self.asked.replicas, self.asked.local, None, at_once=self.at_once)
         waiter.weight = self.weight
         if self.asked.fsync:
-            local, replicas = NOTHING if everywhere else self._told(shard)
+            local, replicas = NOTHING if everywhere else self.told(shard)
             if not self.at_once and waiter.see(replicas, local):
                 return waiter
             waiter.count = waiter.local = 0
             rounds.join_fsync(waiter, wrote=everywhere or stamps is not None)
             return waiter
         if not everywhere:
-            waiter.threshold = self._threshold(shard, stamps)
+            waiter.threshold = self.threshold(shard, stamps)
         rounds.join(waiter)
         return waiter
 
     def _fail_unanswered(self, waiters: dict[int, Waiter]) -> None:
         """At the deadline: no number where a primary answers, but not the marker."""
-        if self.asked.fsync and self.late:
-            for shard, waiter in waiters.items():
-                self.acks.of(shard).fail_unanswered(waiter, self.deadline)
+        for shard, waiter in waiters.items():
+            failure = self.unanswered(shard, waiter)
+            if failure is not None:
+                waiter.fail(failure)
 
-    def _told(self, shard: int) -> Counts:
+    def unanswered(self, shard: int, waiter: Waiter) -> MarkerRefused | None:
+        """Why there is no number for a shard, behind the last look at it."""
+        if not (self.asked.fsync and self.late):
+            return None
+        return self.acks.of(shard).markers.unanswered(waiter, self.deadline)
+
+    def told(self, shard: int) -> Counts:
         """What a WAITAOF said of this session's writes on the shard: it holds, though the next marker is further on."""
         stamps, known = self.writer.writes.get(shard), self.memory.fsynced.get(shard)
         if stamps is None or known is None or known[0] != stamps[1]:
             return NOTHING
         return known[1] if known[0].incarnation.heir is None else NOTHING  # an heir's disk is another one
 
-    def _threshold(self, shard: int, stamps: list[Stamp] | None) -> int | None:
+    def threshold(self, shard: int, stamps: list[Stamp] | None) -> int | None:
         """The offset this session waits for; 0 where it wrote nothing, None where one has to be sampled."""
         if stamps is None:
             return 0

@@ -74,6 +74,7 @@ class Waiter:
         "listed",
         "local",
         "seen",
+        "sessions",
         "settled",
         "threshold",
         "told",
@@ -102,6 +103,8 @@ class Waiter:
         """Looked at since it joined."""
         self.weight = 1
         """For how many writes' acknowledgment it stands."""
+        self.sessions = 1
+        """For how many it waits."""
         self.joined = 0
         self.listed = False
         """It stands in the list of those who wait for an offset."""

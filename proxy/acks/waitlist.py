@@ -27,6 +27,11 @@ class Waitlist:
     def __bool__(self) -> bool:
         return self._kept > self._left
 
+    @property
+    def unsampled(self) -> bool:
+        """Somebody may want an offset sampled."""
+        return bool(self._unsampled)
+
     def add(self, waiter: Waiter) -> None:
         """It stays until a look satisfies it, or it leaves."""
         self._list(waiter)

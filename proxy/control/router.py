@@ -39,7 +39,7 @@ from proxy.routing import (
 from proxy.routing.guard import CROSSSLOT, MOST_WORDS, TOO_LARGE, UNCHECKED, guarded
 from proxy.sessions.blocking import blocks
 from proxy.sessions.connection import BEFORE_AUTH, NOAUTH
-from proxy.sessions.session import Session
+from proxy.sessions.session import Replies, Session
 from proxy.topology.lanes import Identity
 from shard.client import ConnectionLost, ReplyError
 
@@ -58,6 +58,10 @@ HTTP = frozenset({b"post", b"host:"})
 HTTP_INITIALS = b"pPhH"
 WARN_AGAIN = 60.0  # seconds before that is logged again
 LONG_VALUE = 64  # bytes of a value above which the engine is not shown it when it is only asked for leave
+REPEATED = frozenset({b"wait", b"waitaof"})
+"""Commands that applications send in the same words again and again, each behind its writes."""
+MOST_REPEATED = 1024  # of them, looked up and checked once
+
 REFRESH = 5.0  # seconds at least between two readings of COMMAND because of an unknown name
 
 
@@ -90,6 +94,7 @@ class Router:
         self.tracking = tracking
         self.monitors = monitors
         self.table = CommandTable(())
+        self._repeated: dict[bytes, tuple[Sequence[bytes], Command]] = {}
         self.calls = 0
         self.refused = 0
         self.log = structlog.get_logger("control")
@@ -110,6 +115,7 @@ class Router:
         if table.digest == self.table.digest:
             return
         self.table = table
+        self._repeated = {}
         self._prepare()
         self.log.info("command table", commands=len(table))
 
@@ -268,7 +274,8 @@ class Router:
         assert request.client is not None
         session: Session = request.client.session
         self.calls += 1
-        session.began(request)
+        if session.replies is not Replies.ON:
+            session.began(request)
         try:
             step = self._dispatch(session, request)
         except Exception:
@@ -295,6 +302,11 @@ class Router:
                     session.working = None
 
     def _dispatch(self, session: Session, request: Request) -> Step | None:
+        known = self._repeated.get(request.raw)
+        if known is not None and self._is_plain(session, known[1], known[0]):
+            session.last_command = known[1].name
+            request.command_id = known[1].id
+            return self._handlers[known[1].name](Call(session, request, *known))
         args = decode_request(request.raw)
         if args[0] and args[0][0] in HTTP_INITIALS and args[0].lower() in HTTP:
             self._abort_http(session)
@@ -333,6 +345,14 @@ class Router:
             if asked is not None:
                 return self._check(call, asked)
         return self._proceed(call)
+
+    def _is_plain(self, session: Session, command: Command, args: Sequence[bytes]) -> bool:
+        """Whether a command that was looked up and checked before goes straight to its handler."""
+        if not session.authenticated or session.in_multi or session.tracking is not None:
+            return False
+        if self.monitors.watching or not self.permissions.free(session):
+            return False
+        return of_subscriber(session, command, args) is None and self.monitors.refusal(session, command) is None
 
     @staticmethod
     def _to_be_checked(call: Call) -> Sequence[bytes] | None:
@@ -382,6 +402,8 @@ class Router:
                 self.scripts.put_ahead_of_exec(call)
             return self.transactions.within(call)
         handler = self._handlers.get(command.name)
+        if command.name in REPEATED and len(self._repeated) < MOST_REPEATED:
+            self._repeated[call.request.raw] = args, command
         if handler is not None:
             return handler(call)
         if blocks(command, args):

@@ -65,6 +65,8 @@ class Sender(Places):
 
         Raises ``Busy`` when there are too many identities; nothing has changed then.
         """
+        if session.client.closed:
+            return  # it went while its password was looked at: nobody would leave the lanes again
         before, identity = session.identity, session.carry(identity)
         lanes = self.lanes.enter(identity)
         self.part(session)
@@ -87,10 +89,13 @@ class Sender(Places):
         """Answer, and let the client go on if it stood behind this command."""
         client = request.client
         assert client is not None
-        with self.plane.turn():
-            self.plane.answer(request, client.session.heard(request, frame))
-            if request.barrier:
-                self.plane.resume(client, client.session.mode)
+        session: Session = client.session
+        if session.unheard:
+            frame = session.heard(request, frame)
+        if request.barrier:
+            self.plane.answer_barrier(request, frame, client)
+        else:
+            self.plane.answer(request, frame)
 
     def answer_last(self, request: Request, frame: bytes) -> None:
         """Answer a barrier and close its client: nothing behind it is run."""

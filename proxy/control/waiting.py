@@ -8,13 +8,14 @@ import trio
 
 from proxy.acks.arguments import Asked, Refused, parse_wait, parse_waitaof
 from proxy.acks.crowd import Crowd
-from proxy.acks.wait import GONE, Acks, Question
+from proxy.acks.wait import GONE, Acks, Counts, Question
 from proxy.codec.reply import elements, error, integer_value, is_error
 from proxy.control.call import Call, Handler
 from proxy.control.sending import Sender
 from proxy.observe.metrics import WaitCommand, WaitResult
 from proxy.sessions.session import Session
 
+MOST_READ = 1024  # requests whose meaning is kept
 UNBLOCKED = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
 
 
@@ -41,16 +42,22 @@ class Waiting:
         self._member.cancel()
         self._observe("gone", None)
 
-    def _done(self, frame: bytes | None) -> None:
+    def _done(self, frame: bytes | None, counts: Counts | None = None) -> None:
         session, request = self._call.session, self._call.request
         session.blocked = session.working = None  # before the answer, behind which the next command may block
         if frame is None:
             self._observe("unconfirmed", None)
             self._commands.sender.answer_last(request, GONE)
+            return
+        asked = self._member.question.asked
+        if counts is None:
+            counts = _counts(frame)
+        if counts is None:
+            self._observe("refused", None)
         else:
-            asked = self._member.question.asked
-            self._observe(*_wait_result(frame, asked.local, asked.replicas))
-            self._commands.sender.answer(request, frame)
+            reached = counts[0] >= asked.local and counts[1] >= asked.replicas
+            self._observe("reached" if reached else "deadline", counts[1])
+        self._commands.sender.answer(request, frame)
 
     def _observe(self, result: WaitResult, replicas: int | None) -> None:
         command: WaitCommand = "waitaof" if self._member.question.asked.fsync else "wait"
@@ -69,15 +76,21 @@ class WaitCommands:
         self.acks = acks
         self.crowd = Crowd(acks, sender.plane.turn)
         self.observe = observe
+        self._read: dict[bytes, Asked] = {}
+        """What requests ask for, by their bytes: applications say the same again and again."""
         self.handlers: dict[bytes, Handler] = {b"wait": self._wait, b"waitaof": self._wait}
 
     def _wait(self, call: Call) -> None:
-        try:
-            asked = _asked(call.args)
-        except Refused as refused:
-            self.observe("wait" if call.command.name == b"wait" else "waitaof", "refused", 0.0, None)
-            self.sender.answer(call.request, error(str(refused)))
-            return
+        asked = self._read.get(call.request.raw)
+        if asked is None:
+            try:
+                asked = _asked(call.args)
+            except Refused as refused:
+                self.observe("wait" if call.command.name == b"wait" else "waitaof", "refused", 0.0, None)
+                self.sender.answer(call.request, error(str(refused)))
+                return
+            if len(self._read) < MOST_READ:
+                self._read[call.request.raw] = asked
         session = call.session
         question = self.acks.question(session.client, session.memory, asked)
         session.blocked = session.working = Waiting(self, call, question)
@@ -108,12 +121,11 @@ def _asked(args: Sequence[bytes]) -> Asked:
     return parse_wait(args) if args[0].lower() == b"wait" else parse_waitaof(args)
 
 
-def _wait_result(frame: bytes, local: int, replicas: int) -> tuple[WaitResult, int | None]:
+def _counts(frame: bytes) -> Counts | None:
+    """What a reply says; None for an error."""
     if is_error(frame):
-        return "refused", None
-    got_local, got = local, 0
+        return None
     if frame[:1] == b":":
-        got = integer_value(frame)
-    else:
-        got_local, got = (integer_value(each) for each in elements(frame))
-    return "reached" if got_local >= local and got >= replicas else "deadline", got
+        return 0, integer_value(frame)
+    local, replicas = (integer_value(each) for each in elements(frame))
+    return local, replicas

@@ -36,6 +36,7 @@ cdef class Plane:
     cdef public list holds
     cdef public object concern_of
     cdef public list samples
+    cdef public list errands
     cdef public double sample_every
     cdef public double now
     cdef public Py_ssize_t max_query

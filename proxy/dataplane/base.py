@@ -102,6 +102,8 @@ class Plane:
         """Seconds from the reply to a command that was timed to the next one timed on its lane."""
         self.samples: list[Sample] = []
         """Timed ones: control takes them (``take_samples``) after each turn."""
+        self.errands: list[Callable[[], None]] = []
+        """What control does once, before what was put on lanes in this turn is sent (``at_end``)."""
 
 
 def _no_concern(client: Client, raw: bytes) -> int:

@@ -137,13 +137,16 @@ class DataPlane(Plane):
             self._turning = False
 
     def _settle(self) -> None:
-        while self.ready or self.dirty_lanes or self.dirty_clients:
+        while self.ready or self.dirty_lanes or self.dirty_clients or self.errands:
             ready, self.ready = self.ready, []
             for client in ready:
                 try:
                     client.advance()
                 except Exception as error:
                     self._contain(client, error)
+            errands, self.errands = self.errands, []
+            for errand in errands:
+                self.tell(None, errand)
             lanes, self.dirty_lanes = self.dirty_lanes, []
             for lane in lanes:
                 try:
@@ -363,6 +366,14 @@ class DataPlane(Plane):
             if isinstance(request, Place) and request.client is not None and request.client.traced:
                 lane.choose(request, request.batch, request.index, True)
 
+    def at_end(self, errand: Callable[[], None]) -> None:
+        """Have it called when all that is ready in this turn was dispatched, before lanes send; outside of one, now."""
+        if self._turning:
+            self.errands.append(errand)
+        else:
+            with self.turn():
+                errand()
+
     def answer(self, request: Request, frame: bytes) -> None:
         """Fulfil a request with a raw reply."""
         with self.turn():
@@ -394,6 +405,16 @@ class DataPlane(Plane):
         """That command was answered.  To be called once for each ``keep_pushes``."""
         with self.turn():
             client.let_pushes()
+
+    def answer_barrier(self, request: Request, frame: bytes, client: Client) -> None:
+        """``answer`` and ``resume`` in one, in the mode that the client's session is in then."""
+        if self._turning:
+            request.answer(frame)
+            client.resume(client.session.mode)
+            return
+        with self.turn():
+            request.answer(frame)
+            client.resume(client.session.mode)
 
     def resume(self, client: Client, mode: Mode = Mode.PLAIN) -> None:
         """Let a client that stands behind a barrier go on."""

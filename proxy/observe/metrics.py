@@ -158,6 +158,7 @@ StepName = Literal["dispatch", "execute", "relay", "replicate", "persist"]
 _WAIT_COMMANDS: Final[tuple[WaitCommand, ...]] = ("wait", "waitaof")
 _CONCERN_RESULTS: Final[tuple[ConcernResult, ...]] = ("reached", "deadline", "passed", "refused", "unconfirmed")
 _WAIT_RESULTS: Final[tuple[WaitResult, ...]] = ("reached", "deadline", "unconfirmed", "refused", "gone")
+MOST_CHILDREN: Final = 64  # counters found without asking for their labels
 _STEPS: Final[tuple[StepName, ...]] = ("dispatch", "execute", "relay", "replicate", "persist")
 _SHORT: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 # From a relay on an idle machine (20 us) to a replica that is stuck.
@@ -280,6 +281,8 @@ class Metrics:
 
     def __init__(self, figures: Figures, *, codec: str = "python", dataplane: str = "python") -> None:
         self.registry = CollectorRegistry()
+        self._wait_children: dict[tuple[WaitCommand, WaitResult], Histogram] = {}
+        self._replicas_children: dict[tuple[WaitCommand, int], Counter] = {}
         self._wait_seconds = Histogram(
             "ackgate_wait_seconds",
             "Time from a WAIT's or WAITAOF's turn to its answer, by how it ended.",
@@ -334,9 +337,17 @@ class Metrics:
 
     def observe_wait(self, command: WaitCommand, result: WaitResult, seconds: float, replicas: int | None) -> None:
         """Counts one finished WAIT or WAITAOF that took ``seconds`` and answered ``replicas``; None: no number."""
-        self._wait_seconds.labels(command, result).observe(seconds)
+        histogram = self._wait_children.get((command, result))
+        if histogram is None:
+            histogram = self._wait_children[command, result] = self._wait_seconds.labels(command, result)
+        histogram.observe(seconds)
         if replicas is not None:
-            self._wait_replicas.labels(command, _replicas_label(replicas)).inc()
+            counter = self._replicas_children.get((command, replicas))
+            if counter is None:
+                counter = self._wait_replicas.labels(command, _replicas_label(replicas))
+                if len(self._replicas_children) < MOST_CHILDREN:
+                    self._replicas_children[command, replicas] = counter
+            counter.inc()
 
     def observe_round(self, waiters: int) -> None:
         """Counts a round of acknowledgments that was begun for so many."""

@@ -46,6 +46,8 @@ class Cluster:
         self.timeouts = timeouts
         self.credentials = credentials
         self.map = SlotMap()
+        self._serving: tuple[SlotMap, list[int]] = SlotMap(), []
+        """The map, and which of its shards serve slots."""
         self.nodes: dict[Address, NodeWatch] = {}
         self.discoveries = 0
         self.failures = 0
@@ -211,7 +213,9 @@ class Cluster:
 
     def serving(self) -> list[int]:
         """Indexes of the shards that serve slots."""
-        return [shard.index for shard in self.map.shards if shard.ranges]
+        if self._serving[0] is not self.map:
+            self._serving = self.map, [shard.index for shard in self.map.shards if shard.ranges]
+        return self._serving[1]
 
     def answers(self, node_id: str) -> bool:
         """Whether the node answered its last probe."""

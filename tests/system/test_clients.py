@@ -207,5 +207,8 @@ def test_clients_from_npm(endpoint: Up, wire: Wire, modules: Path, program: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["flows-node-redis.js", "flows-ioredis.js"])
-def test_what_applications_do_with_clients_from_npm(endpoint: Up, wire: Wire, modules: Path, program: str) -> None:
-    assert run(tool("node"), program, endpoint.redis_url, folder=modules) == "fine\n"
+def test_what_applications_do_with_clients_from_npm(
+    endpoint: Up, direct: int, wire: Wire, modules: Path, program: str
+) -> None:
+    for url in (f"redis://127.0.0.1:{direct}", endpoint.redis_url):
+        assert run(tool("node"), program, url, folder=modules) == "fine\n"

@@ -1,0 +1,91 @@
+"""What one look at a primary shows, read from its raw replies; what did not change since the last is not read again.
+
+A look is ``INFO replication`` and ``CLUSTER NODES`` in one packet, so both are of one moment: the stream's offset, what
+each online replica acknowledged (as WAIT counts them, replication.c: replicationCountAcksByOffset), the life that leads
+and the slots it has.  What it counts is proved by the same look.
+"""
+
+from __future__ import annotations
+
+import re
+
+from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Incarnations, Life, own_slots, parse_info
+from proxy.acks.primary import Demoted, Primary
+from proxy.codec.reply import is_error
+from shard.client import ReplyError
+
+_OFFSET = re.compile(rb"\nmaster_repl_offset:(\d+)")
+_LIFE = re.compile(rb"\n(?:role|master_replid|master_replid2|second_repl_offset|master_sync_in_progress):[^\r\n]*")
+_REPLICA = re.compile(rb"\nslave\d+:ip=([^,\r\n]*),port=(\d+),state=online,offset=(\d+)")
+
+
+class Seen:
+    """One look."""
+
+    __slots__ = ("acknowledged", "generation", "incarnation", "moving", "offset")
+
+    def __init__(
+        self, offset: int, acknowledged: list[int], incarnation: Incarnation | None, generation: int, moving: bool
+    ) -> None:
+        self.offset = offset
+        self.acknowledged = acknowledged
+        """What each online replica has."""
+        self.incarnation = incarnation
+        """The life in charge."""
+        self.generation = generation
+        self.moving = moving
+        """A slot of the shard is on its way out or in."""
+
+
+class Reader:
+    """Reads looks at one primary."""
+
+    def __init__(self, primary: Primary, incarnations: Incarnations) -> None:
+        self._primary = primary
+        self._incarnations = incarnations
+        self._said: list[bytes] = []
+        self._life: Life | None = None
+        self._incarnation: Incarnation | None = None
+        self._line: list[bytes] = []
+        self.slots: frozenset[str] = frozenset()
+        self.moving = False
+
+    def info(self, frame: bytes) -> tuple[int, list[int]]:
+        """(offset, what each online replica acknowledged).  Raises ``Demoted``, ``ReplyError``."""
+        _refuse(frame)
+        said = _LIFE.findall(frame)
+        if said != self._said or self._incarnation is None or self._incarnation.ended:
+            self._said = said
+            fields = parse_info(b"".join(said))
+            fields["run_id"] = self._primary.run_id
+            fields.setdefault("master_replid2", NO_SECOND_ID)
+            self._incarnation = self._incarnations.observe(Life.read(self._primary.node_id, fields))
+        if self._incarnation is None:
+            raise Demoted("the node is not a primary any more")
+        replicas: list[tuple[bytes, bytes, bytes]] = _REPLICA.findall(frame)
+        self._primary.replicas = replicas
+        offset = _OFFSET.search(frame)
+        return int(offset[1]) if offset is not None else 0, [int(replica[2]) for replica in replicas]
+
+    @property
+    def incarnation(self) -> Incarnation | None:
+        return self._incarnation
+
+    def nodes(self, frame: bytes) -> None:
+        """Take in who has which slots.  Raises ``ReplyError``."""
+        _refuse(frame)
+        for line in frame.split(b"\n"):
+            if b"myself" not in line:
+                continue
+            fields = line.split()
+            if len(fields) > 7 and b"myself" in fields[2].split(b","):
+                if fields[8:] != self._line:
+                    self._line = fields[8:]
+                    self.slots, self.moving = own_slots(line)
+                return
+        self.slots, self.moving, self._line = frozenset(), False, []
+
+
+def _refuse(frame: bytes) -> None:
+    if is_error(frame):
+        raise ReplyError(frame[1:].decode("utf-8", "replace").strip())
