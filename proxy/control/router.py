@@ -35,6 +35,7 @@ from proxy.routing import (
     slots_of,
     split,
     splitter,
+    whole,
 )
 from proxy.routing.guard import CROSSSLOT, MOST_WORDS, TOO_LARGE, UNCHECKED, guarded
 from proxy.sessions.blocking import blocks
@@ -140,6 +141,7 @@ class Router:
             flags[command.id + highest] = flags[command.id] | BARRIER
         ways = {command.id: splitter(command, unsure) for command in table if command.id not in parse.barriers}
         splitters = {} if self._monitored else {command_id: way for command_id, way in ways.items() if way is not None}
+        splitters |= {command_id + highest: whole(way) for command_id, way in splitters.items()}
         self.plane.set_commands(parse, bytes(flags), splitters)
         self.connection.unauthenticated = parse.with_limits(self._limits._replace(unauthenticated=True))
         self.connection.watched = self._watched(parse, highest)
@@ -148,7 +150,8 @@ class Router:
     def _watched(self, parse: ParseTable, twins: int) -> ParseTable:
         """For users who may not do everything: what is to be checked before it is begun stops the parser.
 
-        Such a command goes by another id there, ``twins`` above its own: the flags of an id are everybody's.
+        Such a command goes by another id there, ``twins`` above its own: the flags of an id are everybody's.  One of
+        several keys need not stop where all of it goes to one slot.
         """
         entries = []
         for command in self.table:

@@ -26,7 +26,7 @@ from proxy.routing.merges import MERGES, choose_shard
 from proxy.routing.scan import DONE, BadCursor, Cursor, NotServed, Scan, Step, agreed_ranges
 from proxy.routing.slot_map import NO_SHARD, SLOTS, Node, Shard, SlotMap, View, choose_view
 from proxy.routing.split import Part, Split, split
-from proxy.routing.splitter import splitter
+from proxy.routing.splitter import splitter, whole
 
 __all__ = [
     "DONE",
@@ -67,5 +67,6 @@ __all__ = [
     "splitter",
     "unknown_command_error",
     "unknown_subcommand_error",
+    "whole",
     "wrong_arity_error",
 ]

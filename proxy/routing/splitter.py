@@ -39,6 +39,16 @@ def splitter(command: Command, unknown: Unknown) -> Splitter | None:
     return _Splitter(command, spec.keystep, quick, unknown)
 
 
+def whole(way: Splitter) -> Splitter:
+    """A splitter that leaves all that would be more than one part to control."""
+
+    def taken(raw: bytes) -> Taken | None:
+        found = way(raw)
+        return found if found is not None and len(found[0]) == 1 else None
+
+    return taken
+
+
 class _Splitter:
     __slots__ = ("_command", "_quick", "_step", "_unknown")
 

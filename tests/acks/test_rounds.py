@@ -11,9 +11,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from proxy.acks.incarnation import Incarnations
-from proxy.acks.primary import Primary
-from proxy.acks.rounds import MARKER_LANES, ShardRounds
+from proxy.acks.markers import MARKER_LANES
+from proxy.acks.pace import Pace
+from proxy.acks.primary import AckLane, Primary
+from proxy.acks.rounds import ShardRounds
 from proxy.acks.waiters import Gate, Shared, Waiter
+from proxy.dataplane import DataPlane, Lane, Lost
 from shard.client import ConnectionLost, ControlConnection
 from tests.harness import PATIENCE_S, Up
 from tests.system import nodes as nodes_beside
@@ -56,21 +59,68 @@ async def trusted(primary: Primary) -> None:
     return None
 
 
+class Control:
+    """What the data plane needs to know of acks."""
+
+    def lane_down(self, lane: Lane, lost: list[Lost], reason: str) -> None:
+        assert isinstance(lane.owner, AckLane)
+        lane.owner.lost(reason)
+
+    def failed(self, where: str, error: Exception) -> None:
+        raise error
+
+
 @pytest.fixture
-async def rounds(primary: Node) -> AsyncIterator[ShardRounds]:
-    made = ShardRounds(0, Incarnations(), connect=primary.connect, ticked=lambda shard: None, distrust=trusted)
+async def plane() -> AsyncIterator[DataPlane]:
+    made: Any = DataPlane(Control())  # type: ignore[arg-type]  # no clients: the rest is never called
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        async with await primary.connect() as client:
 
-            async def in_step() -> bool:
-                await client.call("SET", "in", "step")
-                return bool(await client.call("WAITAOF", 1, 2, 100) == [1, 2])
+        async def turn() -> None:
+            while True:
+                await trio.lowlevel.wait_readable(made.fileno())
+                made.run_once()
 
-            await come_true(in_step, "both replicas are in step")
+        nursery.start_soon(turn)
         yield made
         nursery.cancel_scope.cancel()
-        made.reset()
+    made.close()
+
+
+Make = Callable[..., ShardRounds]
+
+
+@pytest.fixture
+async def make(plane: DataPlane) -> AsyncIterator[Make]:
+    pace = Pace()
+    made: list[ShardRounds] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pace.run)
+
+        def start(
+            connect: Callable[[], Awaitable[ControlConnection]], ticked: Callable[[int], None] = lambda shard: None
+        ) -> ShardRounds:
+            made.append(
+                ShardRounds(7, Incarnations(), plane, pace, connect=connect, ticked=ticked, distrust=trusted)
+            )
+            nursery.start_soon(made[-1].run)
+            return made[-1]
+
+        yield start
+        nursery.cancel_scope.cancel()
+    for each in made:
+        each.reset()
+
+
+@pytest.fixture
+async def rounds(primary: Node, make: Make) -> ShardRounds:
+    async with await primary.connect() as client:
+
+        async def in_step() -> bool:
+            await client.call("SET", "in", "step")
+            return bool(await client.call("WAITAOF", 1, 2, 100) == [1, 2])
+
+        await come_true(in_step, "both replicas are in step")
+    return make(primary.connect)
 
 
 async def write(node: Node) -> None:
@@ -91,12 +141,11 @@ async def test_who_joins_while_a_look_is_under_way_is_not_let_go_by_it(
         look = Primary.look
         joined = trio.Event()
 
-        async def look_and_join(self: Primary, kick: bool = False) -> tuple[int, list[int]]:
-            seen = await look(self, kick)
+        def look_and_join(self: Primary, done: Callable[[list[bytes]], None], kick: bool = False) -> None:
+            look(self, done, kick)
             if not joined.is_set():
                 rounds.join(late)
                 joined.set()
-            return seen
 
         monkeypatch.setattr(Primary, "look", look_and_join)
         first = waiter(5)
@@ -119,11 +168,11 @@ async def test_who_leaves_while_the_marker_is_on_its_way_is_not_taken_up_again(
         with primary.stopped():
             rounds.join_fsync(gone, wrote=True)
             await wait_all_tasks_blocked()
-            assert gone not in rounds._unmarked, "its marker has been sent"
+            assert gone not in rounds.markers._unmarked, "its marker has been sent"
             rounds.leave(gone)
 
         async def at_rest() -> bool:
-            return not (rounds._marked or rounds._unmarked or rounds._marking_wanted.is_set())
+            return rounds.markers.at_rest
 
         sentinel = waiter(0, 1)
         rounds.join_fsync(sentinel, wrote=True)
@@ -170,10 +219,10 @@ async def test_hopeless_waits_hold_back_nobody_and_take_no_more_lanes(rounds: Sh
             await newcomer.gate.wait()
     async with await primary.connect() as client:
         clients = await client.call("CLIENT", "LIST")
-    assert clients.count(b"name=under-test") <= 1 + 2 + MARKER_LANES
+    assert clients.count(b"name=under-test") <= 1 + 3 + MARKER_LANES
     assert [each.count for each in hopeless] == [2] * len(hopeless), "and they know what there is"
-    assert len(rounds._marked) <= 1 + MARKER_LANES
-    assert rounds.raised > 0, "which is counted"
+    assert len(rounds.markers._marked) <= 1 + MARKER_LANES
+    assert rounds.markers.raised > 0, "which is counted"
 
 
 async def test_a_threshold_is_the_first_offset_sampled_behind_the_write(rounds: ShardRounds, primary: Node) -> None:
@@ -193,9 +242,9 @@ async def test_a_threshold_is_the_first_offset_sampled_behind_the_write(rounds: 
         assert rounds.threshold_after(tick) == threshold, "it stays what it was"
 
 
-async def test_losing_slots_begins_a_generation_and_gaining_them_does_not(primary: Node) -> None:
+async def test_losing_slots_begins_a_generation_and_gaining_them_does_not(primary: Node, make: Make) -> None:
     ticked: list[int] = []
-    rounds = ShardRounds(7, Incarnations(), connect=primary.connect, ticked=ticked.append, distrust=trusted)
+    rounds = make(primary.connect, ticked.append)
     rounds.owns(frozenset({"0-9"}))
     rounds.owns(frozenset({"0-4", "5-12"}))
     assert (rounds.generation, ticked) == (0, [])
@@ -228,7 +277,9 @@ async def test_a_shared_run_that_failed_fails_those_who_shared_it_and_nobody_els
         nursery.cancel_scope.cancel()
 
 
-async def test_a_node_that_is_a_replica_by_now_is_not_taken_at_its_word(primary: Node, replicas: list[Node]) -> None:
+async def test_a_node_that_is_a_replica_by_now_is_not_taken_at_its_word(
+    primary: Node, replicas: list[Node], make: Make
+) -> None:
     at_first = [replicas[0]]  # the one we reach says that WAITAOF is not for replicas: that is no answer to a session
 
     async def connect() -> ControlConnection:
@@ -238,18 +289,14 @@ async def test_a_node_that_is_a_replica_by_now_is_not_taken_at_its_word(primary:
         return connection
 
     asked = trio.Event()
-    made = ShardRounds(0, Incarnations(), connect=connect, ticked=lambda shard: None, distrust=trusted)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        wrote, unwritten = waiter(0, want_local=1), waiter(0, want_local=1)
-        made.join_fsync(wrote, wrote=True)
-        made.join_fsync(unwritten, wrote=False)
-        await asked.wait()
-        at_first.clear()
-        with trio.fail_after(PATIENCE_S):
-            await wrote.gate.wait()
-            await unwritten.gate.wait()
-        nursery.cancel_scope.cancel()
+    made = make(connect)
+    wrote, unwritten = waiter(0, want_local=1), waiter(0, want_local=1)
+    made.join_fsync(wrote, wrote=True)
+    made.join_fsync(unwritten, wrote=False)
+    await asked.wait()
+    at_first.clear()
+    with trio.fail_after(PATIENCE_S):
+        await wrote.gate.wait()
+        await unwritten.gate.wait()
     assert (wrote.gate.failure, unwritten.gate.failure) == (None, None)
     assert (wrote.local, unwritten.local) == (1, 1)
-    made.reset()

@@ -17,7 +17,7 @@ from proxy.codec import split_inline
 from proxy.codec.reply import bulk_value, decode, elements
 from tests.harness import Up, until
 from tests.system.beside import moved, proxy_beside
-from tests.system.nodes import Node, promote, shards_of
+from tests.system.nodes import Node, migrate, promote, shards_of
 from tests.system.wire import Wire
 
 PUSH = b">"
@@ -383,7 +383,7 @@ def test_a_slot_that_moves_makes_it_forget_all(endpoint: Up, wire: Wire, reader:
 
 @pytest.mark.slow
 def test_a_failover_makes_it_forget_all(fresh: Callable[..., Up]) -> None:
-    running = fresh("--shards", "2")
+    running = fresh()
     shard = shards_of(running)[0]
     with Reader.to(running.redis_url) as reader, Wire.to(running.redis_url) as writer:
         reader.start("BCAST")
@@ -432,7 +432,7 @@ class Cache:
 
 
 def test_a_cache_is_right_in_the_end_whatever_happened_meanwhile(fresh: Callable[..., Up]) -> None:
-    """Writers, a planned failover, a lost primary's connections: what is in the cache then is what is on the shards."""
+    """Writers, a planned failover, slots that move, lost connections: what the cache holds then is what the shards do."""
     running = fresh("--shards", "2")
     keys = [f"key:{at}" for at in range(200)]
     stop = threading.Event()
@@ -455,6 +455,9 @@ def test_a_cache_is_right_in_the_end_whatever_happened_meanwhile(fresh: Callable
             cache.read(cache.random.sample(keys, 20))
             if round_ == 100:
                 promote(shards_of(running)[0].replica)
+            if round_ == 150:
+                source, target = shards_of(running)
+                migrate(source, target, source.slot, source.slot + 2000)  # some twenty-five of the keys
             if round_ == 200:
                 for shard in shards_of(running):
                     shard.primary.call("CLIENT", "KILL", "FLAGS", "t")
