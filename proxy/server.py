@@ -136,7 +136,12 @@ class Server:
         )
         self.traces = Traces(self.acks, describe=self.cluster.describe_shard, keeps_aof=self.cluster.keeps_aof)
         self.roster = Roster(self.cluster, settings.auth.heal_users, self._users_changed)
-        self.logins = Logins(self.cluster, self.roster.primaries, lambda user: self.lanes.renew(user))
+        self.logins = Logins(
+            self.cluster,
+            primaries=self.roster.primaries,
+            renewed=lambda user: self.lanes.renew(user),
+            mends=self.roster.mends,
+        )
         self.lanes = Lanes(
             self.plane,
             settings.lanes,
@@ -195,7 +200,7 @@ class Server:
             self.pubsub.handlers,
             monitors.handlers,
             connection.handlers,
-            AclCommands(sender, self.roster, settings.cluster.username, lambda user: self.router.expel(user)).handlers,
+            AclCommands(sender, self.roster, settings.cluster.username, self._user_deleted).handlers,
             self.blocking.handlers,
             self.scripts.handlers,
             ClientCommands(sender, connection.sessions).handlers,
@@ -366,6 +371,10 @@ class Server:
             self.plane.fence_all()
             self.redirects.routes_changed()
 
+    def _user_deleted(self, user: str) -> None:
+        self.logins.forget(user)
+        self.router.expel(user)
+
     def _users_changed(self) -> None:
         self.router.users_changed()
         self.pubsub.users_changed()
@@ -516,7 +525,8 @@ class Server:
             "discovery_failures": self.cluster.failures,
             "ready": int(self.ready),
             "engine_versions": versions,
-            "identities": len(self.lanes.sets),
+            "identities": sum(not identity.own for identity in self.lanes.sets),
+            "tracking": len(self.lanes.greetings),
             "logins_refused": self.brake.failures,
             "users_healed": self.roster.healed,
             "users_differ": self.roster.differing,
@@ -563,6 +573,7 @@ class Server:
                 "maxclients": self.plane.limits.maxclients,
                 **client_figures(self.sessions.values()),
             },
+            "stats": self.hub.figures(),
             "replication": {"role": "master", "connected_slaves": 0},
         }
 

@@ -49,8 +49,8 @@ class Markers:
     """One shard's marker rounds.
 
     ``reach()`` gives the ack lanes of the present primary, ``current()`` the same if they are open, ``reset()`` closes
-    them; ``connect()`` opens a connection to it; ``advance()`` begins a new tick; ``hear()`` returns when it has answered
-    something.
+    them; ``connect()`` opens a connection to it; ``advance()`` begins a new tick; ``hear()`` returns when it has
+    answered something.
     """
 
     def __init__(
@@ -125,13 +125,13 @@ class Markers:
         unseen = _staying(list(self._waiters))
         for waiter in unseen:
             waiter.seen = False
+        self._poke.set()
+        self._poke = trio.Event()
         if self._unanswered is not None:
             now = trio.current_time()
             with suppress(ConnectionLost, ReplyError):
                 await self._hear()
                 self._heard = max(now, self._heard)
-        self._poke.set()
-        self._poke = trio.Event()
         while not all(waiter.seen or waiter.done for waiter in unseen):
             await self._looked.wait()
 

@@ -175,6 +175,8 @@ class ShardRounds:
     def join(self, waiter: Waiter) -> None:
         """Wait for replicas to have the waiter's threshold (a new sample if it has none)."""
         self._waiting.add(waiter)
+        if waiter.threshold is not None:
+            self.steps.awaited(waiter, waiter.threshold, self._waiting.acknowledged)
         self._stir()
 
     def join_fsync(self, waiter: Waiter, wrote: bool) -> None:

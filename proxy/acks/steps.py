@@ -71,11 +71,14 @@ class Steps:
         """A round began for ``waiters`` with this offset."""
         self.recorder.round(sum(waiter.sessions for waiter in waiters))
         self.last["replicate"] = trio.current_time()
-        want = waiters[0].want
-        if self._replicate is not None or waiters[0].at_once or not 0 < want <= len(acknowledged):
+        self.awaited(waiters[0], offset, acknowledged)
+
+    def awaited(self, waiter: Waiter, offset: int, acknowledged: Sequence[int]) -> None:
+        """Somebody waits for an offset from now on."""
+        if self._replicate is not None or waiter.at_once or not 0 < waiter.want <= len(acknowledged):
             return
-        if not _have(acknowledged, offset, want):
-            self._replicate = Timing(want, offset)
+        if not _have(acknowledged, offset, waiter.want):
+            self._replicate = Timing(waiter.want, offset)
 
     def looked(self, primary: Primary, acknowledged: Sequence[int]) -> None:
         """What each online replica has by the look that just came back."""

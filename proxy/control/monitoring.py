@@ -45,6 +45,7 @@ class MonitorCommands:
             self.sender.answer(call.request, b"")  # as the engine: nothing
             return
         self.watching[client.id] = call.session
+        call.session.monitoring = True
         client.subscriber = True  # who does not read is cut like one
         self.sender.answer(call.request, OK)
         if len(self.watching) == 1:
@@ -55,6 +56,7 @@ class MonitorCommands:
         self._queued.pop(session.client.id, None)
         if self.watching.pop(session.client.id, None) is None:
             return
+        session.monitoring = False
         session.client.subscriber = session.subscriptions is not None
         if not self.watching:
             self._queued.clear()

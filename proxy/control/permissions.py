@@ -33,7 +33,7 @@ BY_ARGUMENTS = frozenset(
 """Commands without keys of which the arguments (channels, databases) decide."""
 OF_THE_SHARDS = frozenset(
     {
-        *(b"acl|setuser", b"acl|deluser", b"acl|load", b"acl|log"),
+        *(b"acl|setuser", b"acl|deluser", b"acl|load", b"acl|log", b"publish", b"spublish"),
         *(b"script|load", b"script|flush", b"script|exists", b"function|load", b"function|delete"),
     }
 )
@@ -61,7 +61,7 @@ class Permissions:
         name = command.name
         if name in ALWAYS or name in OF_THE_SHARDS or name not in handlers:
             return False
-        return not command.is_keyed or name in (b"ssubscribe", b"sunsubscribe", b"spublish")
+        return not command.is_keyed or name in (b"ssubscribe", b"sunsubscribe")
 
     def forget(self) -> None:
         """Some user's rules are, or may be, others than before."""

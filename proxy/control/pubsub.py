@@ -22,7 +22,9 @@ from proxy.dataplane import Request
 from proxy.routing import Command
 from proxy.sessions.session import Session
 from proxy.sessions.subscriptions import Subscriptions
-from proxy.topology.channels import CHANNEL, KINDS, PATTERN, RESERVED, SHARD, Hub, Kind, Link
+from proxy.topology.channels import Hub
+from proxy.topology.feeds import CHANNEL, KINDS, PATTERN, RESERVED, SHARD, Kind
+from proxy.topology.links import Link
 from proxy.topology.watch import NodeWatch
 from shard.client import ConnectionLost, ReplyError
 

@@ -16,7 +16,7 @@ from proxy.sessions.transaction import NOT_HERE, Places
 from proxy.topology.cluster import Cluster
 from proxy.topology.lanes import Busy, Identity, Lanes
 from proxy.topology.logins import Denied
-from proxy.topology.redirects import UNKNOWN
+from proxy.topology.redirects import NOT_SENT_AGAIN, UNKNOWN
 from shard.client import ConnectionLost, ReplyError, format_address
 
 NOT_SERVED = b"-CLUSTERDOWN no shard serves any slot: send the command again\r\n"
@@ -266,6 +266,8 @@ class Sender(Places):
         self, session: Session, lane: Lane, raw: bytes, request: Request | None = None, pinned: bool = False
     ) -> bytes:
         """The raw reply to one request put on a lane."""
+        if lane.closed:  # one that its session had to itself, and the session is gone
+            return NOT_SENT_AGAIN
         done = trio.Event()
         frames: list[bytes] = []
 

@@ -94,7 +94,8 @@ def _section(section: bytes, found: Sequence[Fields], own: Own, shards: Sequence
     if not found:
         return None
     special = _SECTIONS.get(section)
-    return special(found) if special is not None else _merged(section, found)
+    fields = special(found) if special is not None else _merged(section, found)
+    return fields | {name.encode(): _bytes(value) for name, value in own.get(section.decode(), {}).items()}
 
 
 def _own_section(section: bytes, found: Sequence[Fields], own: Own) -> Fields | None:

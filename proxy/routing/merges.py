@@ -167,14 +167,16 @@ def texts(frames: Sequence[bytes], protocol: int, args: Sequence[bytes]) -> byte
 def log_entries(frames: Sequence[bytes], protocol: int, args: Sequence[bytes]) -> bytes:
     """SLOWLOG GET [count], COMMANDLOG GET count type: the newest entries of all nodes, as many as asked for.
 
-    Ids are each node's own and so may repeat.
+    Ids are each node's own and so may repeat, and times are whole seconds: of entries of the same one, those come first
+    before which their node logged more, as it began to when all logs were reset.
     """
     failed = next((frame for frame in frames if is_error(frame)), None)
     if failed is not None:
         return failed
     wanted = strict_integer(args[2]) if len(args) > 2 else LOG_LENGTH
-    entries = [entry for frame in frames for entry in elements(frame)]
-    entries.sort(key=lambda entry: integer_value(elements(entry)[1]), reverse=True)
+    rows = [row for frame in frames for row in enumerate(reversed(elements(frame)))]
+    rows.sort(key=lambda row: (integer_value(elements(row[1])[1]), row[0]), reverse=True)
+    entries = [entry for _, entry in rows]
     return array(entries if wanted is None or wanted < 0 else entries[:wanted])
 
 

@@ -162,6 +162,7 @@ def _flags(session: Session) -> str:
     """In the engine's letters and order."""
     tracking = session.tracking
     flags = [
+        ("O", session.monitoring),
         ("P", session.subscriptions is not None),
         ("x", session.in_multi),
         ("b", session.blocked is not None),

@@ -54,6 +54,7 @@ class Session:
         "lib_ver",
         "memory",
         "modes",
+        "monitoring",
         "name",
         "no_evict",
         "replies",
@@ -78,6 +79,8 @@ class Session:
         self.capabilities: frozenset[str] = frozenset()
         """What CLIENT CAPA claimed, in the letters of CLIENT LIST."""
         self.no_evict = False
+        self.monitoring = False
+        """It is shown what all others send (MONITOR)."""
         self.tracking: Tracking | None = None
         """Client-side caching, from CLIENT TRACKING on to off."""
         self.subscriptions: Subscriptions | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.topology.channels import CHANNEL, PATTERN, SHARD, Feed, Hub, Kind
+from proxy.topology.channels import Hub
+from proxy.topology.feeds import CHANNEL, PATTERN, SHARD, Feed, Kind
 
 if TYPE_CHECKING:
     from proxy.sessions.session import Session

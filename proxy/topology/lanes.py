@@ -326,7 +326,7 @@ class Lanes:
                 raise ConnectionLost("another node answers at that address")
             await self._bury(connection, life)
             # All of the above is ours to ask and may be denied to the user: it logs in last.
-            await self._logins.log_in(connection, identity.user)
+            await self._logins.log_in(connection, identity.user, life.run_id)
         except BaseException:
             connection.abort()
             raise

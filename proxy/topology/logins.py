@@ -40,12 +40,24 @@ def name_of(user: str) -> bytes:
 
 
 class Logins:
-    """See the module.  ``primaries()``: whom to ask, best first; ``renewed(user)`` is told of another password."""
+    """See the module.
 
-    def __init__(self, cluster: Cluster, primaries: Callable[[], list[Node]], renewed: Callable[[str], None]) -> None:
+    ``primaries()``: whom to ask, best first; ``renewed(user)`` is told of another password; ``mends(address, run_id,
+    user)`` says whether a node that does not know a user is about to be given it.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        primaries: Callable[[], list[Node]],
+        renewed: Callable[[str], None],
+        mends: Callable[[tuple[str, int], str, bytes], bool],
+    ) -> None:
         self._cluster = cluster
         self._primaries = primaries
         self._renewed = renewed
+        self._mends = mends
         self._doors: dict[tuple[str, int], ControlConnection] = {}
         self._opening = trio.Lock()
         self._again_at: dict[tuple[str, int], float] = {}
@@ -109,8 +121,15 @@ class Logins:
             self._passwords.popitem(last=False)
         self._renewed(user)
 
-    async def log_in(self, connection: ControlConnection, user: str) -> None:
-        """Make a connection this user's.  Raises ``Denied``, ``ConnectionLost``."""
+    def forget(self, user: str) -> None:
+        """The user is deleted."""
+        self._passwords.pop(user, None)
+
+    async def log_in(self, connection: ControlConnection, user: str, run_id: str) -> None:
+        """Make a connection, to a node in this life of its process, this user's.
+
+        Raises ``Denied``; ``ConnectionLost``, also where it is worth another try soon.
+        """
         if user == DEFAULT:
             return
         said = WRONGPASS
@@ -121,4 +140,6 @@ class Logins:
                 said = str(refused)
             else:
                 return
+        if self._mends((connection.host, connection.port), run_id, name_of(user)):
+            raise ConnectionLost(f"{connection.address} has no users yet")
         raise Denied(said)

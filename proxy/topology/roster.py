@@ -26,7 +26,8 @@ from proxy.topology.watch import NodeWatch
 from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
 
 LOOK = 0.7  # seconds between two readings of a node's users: a change elsewhere is in force here within a second
-STEADY = 3  # readings of a node in which the same user lacks before it is given
+STEADY = 3  # readings of a node in which the same user lacks before it is given, or reported
+SOON = 0.2  # seconds between two readings of a node that was started anew and lacks users
 DOUBTED = 100  # users in doubt at a time; with more of them everybody is
 FREE = 1000  # users of whom it is remembered whether they are free
 TOUCHED = 10_000  # users of one node known to have changed; with more of them it is left to itself
@@ -152,6 +153,16 @@ class Roster:
         """Node -> names of the users that are not there as on most others."""
         return dict(self._differs)
 
+    def mends(self, address: tuple[str, int], run_id: str, user: bytes) -> bool:
+        """Whether a node that does not know a user, in this life of its process, is about to be given it."""
+        known = self._nodes.get(address)
+        others = [each for each in self._nodes.values() if each is not known]
+        if not self._heal or sum(user in each.users for each in others) * 2 <= len(others):
+            return False
+        if known is None or known.run_id != run_id:
+            return True  # it is yet to be looked at
+        return known.may_be_given and user not in known.users and user not in known.touched
+
     # -- reading ------------------------------------------------------------------------------------
     def doubt(self, user: bytes | None) -> None:
         """A user's rules (None: everybody's) may have changed just now: nobody counts as free before they are read."""
@@ -208,7 +219,9 @@ class Roster:
                         self.log.warning("users cannot be read", reason=str(refused), cure=cure)
                 except ConnectionLost:
                     pass  # topology tells of it
-                with trio.move_on_after(LOOK):
+                known = self._nodes.get(watch.address)
+                hurries = known is not None and known.newborn and known.lacking
+                with trio.move_on_after(SOON if hurries else LOOK):
                     await look.wait()
         finally:
             if connection is not None:
@@ -243,11 +256,11 @@ class Roster:
         wanted = self._of_most(watch, mine)
         others = {name for name in mine.users.keys() | wanted.keys() if mine.users.get(name) != wanted.get(name)}
         mine.lacking = Counter({name: mine.lacking[name] + 1 for name in others - {self._own}})
-        steady = sorted(name for name, readings in mine.lacking.items() if readings >= STEADY)
-        for name in steady if self._heal and mine.may_be_given else ():
-            if name in wanted and name not in mine.touched:
+        for name, readings in mine.lacking.items() if self._heal and mine.may_be_given else ():
+            soon = mine.newborn and name not in mine.users and readings > 1
+            if (readings >= STEADY or soon) and name in wanted and name not in mine.touched:
                 await self._give(watch, connection, name, wanted[name])
-        self._report(watch, steady)
+        self._report(watch, sorted(name for name, readings in mine.lacking.items() if readings >= STEADY))
 
     def _of_most(self, watch: NodeWatch, mine: NodeUsers) -> dict[bytes, bytes]:
         """The users in which most nodes agree.  The node itself has a say where it has such a user by choice."""

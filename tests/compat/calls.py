@@ -282,6 +282,8 @@ _GROUPS = {
         SSUBSCRIBE {s}b {s}c
         SUNSUBSCRIBE {s}a
         SUNSUBSCRIBE
+        SSUBSCRIBE a b
+        SUNSUBSCRIBE b a
         PUBSUB NUMPAT
     """,
     "pub/sub and what a subscriber may send": r"""

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.compat.explained import explanation
 from tests.compat.measure import Seen, measure
-from tests.compat.remarks import CLUSTER, DIFFERENT, REMARKS
+from tests.compat.remarks import CLUSTER, DIFFERENT, PROGRAMS, REMARKS, RUNS_ON
 from tests.compat.suites import SAVED, TARGETS
 from tests.harness import ROOT
 
@@ -60,7 +60,7 @@ def render(seen: Mapping[str, Seen], suites: Mapping[str, Any]) -> str:
     """The page."""
     rows = [each for each in seen.values() if not is_container(each, seen)]
     containers = len(seen) - len(rows)
-    parts = [INTRODUCTION, *_summary(rows, containers), *_differences(rows), *_suites(suites), *_tables(rows)]
+    parts = [INTRODUCTION, *_summary(rows, containers), *_differences(rows), *_programs(), *_suites(suites), *_tables(rows)]
     return "\n".join(parts) + "\n"
 
 
@@ -98,6 +98,13 @@ def _differences(rows: list[Seen]) -> Iterator[str]:
 
 def _unexplained(row: Seen) -> str:
     return f"`{_cell(row.errors[0])}`" if row.errors else "not explained"
+
+
+def _programs() -> Iterator[str]:
+    yield "## Clients and frameworks\n\nEach run by a test:\n\n| | |\n|---|---|"
+    for name, said in PROGRAMS.items():
+        yield f"| {name} | {said} |"
+    yield ""
 
 
 def _suites(suites: Mapping[str, Any]) -> Iterator[str]:
@@ -141,15 +148,17 @@ def _tables(rows: list[Seen]) -> Iterator[str]:
 def _where(row: Seen) -> str:
     if row.status == "refused":
         return ""
+    if row.name in RUNS_ON:
+        return RUNS_ON[row.name]
     if not row.primaries:
         return "the proxy"
     if row.policy == "multi_shard":
         return "split by key"
     if row.keyed:
         return "shard of its keys"
-    if row.replicas and not row.writes:
-        return "every node"
-    return "every primary" if row.primaries > 1 else "one shard"
+    if row.primaries == 1:
+        return "one shard"
+    return "every node" if row.replicas and not row.writes else "every primary"
 
 
 def _remark(row: Seen) -> str:

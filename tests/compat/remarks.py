@@ -11,15 +11,28 @@ DIFFERENT: dict[str, str] = {
     "cluster help": "the engine's help, where a plain server has none",
     "cluster slot-stats": "answered, of every primary: it is of use and does no harm",
     "config rewrite": "every node rewrites its file; the plain server of the tests has none",
-    "memory doctor": "each primary's, under its name",
-    "memory malloc-stats": "each primary's, under its name",
-    "latency doctor": "each node's, under its name",
-    "latency graph": "each node's, under its name",
-    "latency histogram": "of every node",
-    "scan": "the cursor of a step says how far it is over all shards: hand it on as it is, until it is 0",
     "swapdb": "as in any cluster",
 }
 """Why replies are not the same: without an entry here the test fails."""
+
+PROGRAMS: dict[str, str] = {
+    "redis-py, valkey-py": "in plain, pipelined and asyncio use, Lock, client-side caching: as they are",
+    "node-redis, ioredis": "pub/sub, blocking, streams with groups, scripts, transactions, pools, caching: as they are",
+    "Celery": "tasks, groups, chords, retries, results, with `global_keyprefix: '{celery}'` in "
+    "`broker_transport_options` and `result_backend_transport_options`",
+    "Dramatiq": "with `RedisBroker(namespace='{dramatiq}')`",
+    "Django Channels": "`RedisPubSubChannelLayer` as it is; not `RedisChannelLayer`, whose scripts do not name keys",
+    "RQ": "no: its transactions span slots and its keys cannot be tagged, as on any cluster",
+}
+"""What tests/system/test_clients.py and tests/compat/test_programs.py run."""
+
+RUNS_ON: dict[str, str] = {
+    **dict.fromkeys(("subscribe", "psubscribe", "unsubscribe", "punsubscribe"), "the proxy"),
+    **dict.fromkeys(("ssubscribe", "sunsubscribe"), "the proxy"),
+    **dict.fromkeys(("multi", "exec", "discard", "watch", "unwatch"), "shard of its keys"),
+    **dict.fromkeys(("wait", "waitaof"), "the proxy"),
+}
+"""Where the nodes' statistics would mislead: what the proxy sends them at its own time."""
 
 REMARKS: dict[str, str] = {
     "wait": "the least of every shard written to; [see](README.md#what-an-acknowledgment-means-here)",
@@ -48,9 +61,15 @@ REMARKS: dict[str, str] = {
     "client list": "the clients of this proxy",
     "client kill": "the clients of this proxy",
     "client id": "unique over all proxies",
-    "monitor": "what clients of this proxy send",
+    "monitor": "what the clients of this proxy send; not what scripts call",
     "lastsave": "of one node",
     "slowlog get": "of all nodes",
     "commandlog get": "of all nodes",
+    "memory doctor": "each primary's, under its name",
+    "memory malloc-stats": "each primary's, under its name",
+    "latency doctor": "each node's, under its name",
+    "latency graph": "each node's, under its name",
+    "latency histogram": "of all nodes",
+    "ssubscribe": "of any slots in one call, as on a plain server",
     "client tracking": "invalidations from every shard",
 }

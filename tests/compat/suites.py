@@ -207,8 +207,8 @@ def report(figures: Figures) -> int:
     for target in TARGETS:
         row = figures.counts.get(target, {})
         share = f"{figures.shares[target]:.2f} %" if target in figures.shares else ""
-        figures = "".join(f"{row.get(each, 0):8}" for each in ("passed", "failed", "skipped"))
-        print(f"  {target:12}{figures}   {share}")
+        columns = "".join(f"{row.get(each, 0):8}" for each in ("passed", "failed", "skipped"))
+        print(f"  {target:12}{columns}   {share}")
     unexplained = 0
     for test, row in figures.differing.items():
         why = explanation(test, row)

@@ -171,6 +171,12 @@ def test_log_entries_are_the_newest_of_all_nodes(table):
     assert whole(table, "SLOWLOG GET", [entries(*range(20)), entries()])[-1][1] == 10
 
 
+def test_log_entries_of_one_second_follow_what_their_node_logged_before(table):
+    reset, later = array(numbers(0, 5, 1)), array(numbers(1, 5, 2))
+    merged = whole(table, "SLOWLOG GET", [array([reset]), array([later, reset]), array([reset])])
+    assert [entry[2] for entry in merged] == [2, 1, 1, 1]
+
+
 def test_texts_stand_below_one_another_and_a_shard_without_samples_is_left_out(table):
     frames = [verbatim(b"one\n"), error(b"ERR No samples available for event 'x'"), verbatim(b"two\n")]
     text = whole(table, "LATENCY GRAPH x", frames)

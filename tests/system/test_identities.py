@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from proxy.codec import split_inline
 from proxy.codec.reply import decode, elements, is_error
+from proxy.sessions.brake import Brake
 from proxy.topology.roster import read_users, unrestricted
 from tests.harness import Up, until
 from tests.system.beside import everybody, node, on, primaries, proxy_beside
+from tests.system.load import tag
 from tests.system.nodes import metric, shards_of
 from tests.system.wire import Closed, Wire
 
@@ -536,23 +540,41 @@ def test_rules_are_read_as_the_engine_writes_them() -> None:
         assert not unrestricted(rules)
 
 
+async def test_the_brake_grows_and_lets_go(autojump_clock: trio.testing.MockClock) -> None:
+    brake, took = Brake(), []
+    for _ in range(20):
+        began = trio.current_time()
+        await brake.wrong("1.2.3.4")
+        took.append(round(trio.current_time() - began, 6))
+    assert took[:10] == [0] * 10
+    assert took == sorted(took) and took[-1] == 1.6
+    began = trio.current_time()
+    await brake.wrong("5.6.7.8")
+    assert trio.current_time() == began
+    await trio.sleep(60)
+    await brake.wrong("1.2.3.4")
+    assert trio.current_time() == began + 60
+
+
 # -- nodes that differ -------------------------------------------------------------------------------------------------
 
 
-def test_a_node_that_comes_back_without_users_gets_them(fresh: Any) -> None:
-    running: Up = fresh("--shards", "1", "--replicas", "2")
-    set_user(running, "app", "on >secret ~app:* &c* (~other +get) +@all -config")
+def test_a_node_that_comes_back_without_users_gets_them_and_nobody_notices(fresh: Any) -> None:
+    running: Up = fresh("--shards", "3", "--replicas", "0")
+    set_user(running, "app", "on >secret ~* &c* (~other +get) +@all -config")
     wanted = everywhere(running, "app")
     assert len(wanted) == 1
-    [shard] = running.topology()["shards"]
-    os.kill(shard["replicas"][0]["pid"], signal.SIGKILL)
-    killed = shard["replicas"][0]["pid"]
-    until(lambda: running.topology()["shards"][0]["replicas"][0]["pid"] not in (None, killed), "it is back")
-    until(lambda: everywhere(running, "app") == wanted, "it was given its users")
+    shards = running.topology()["shards"]
+    lost, other = shards[0]["primary"], shards[1]["primary"]["address"]
+    with logged_in(running.redis_url, "app") as living:
+        key = "key" + tag(shards[0]["slots"][0][0])
+        assert living.call("SET", key, 1) == b"+OK\r\n"
+        os.kill(lost["pid"], signal.SIGKILL)
+        assert living.call("GET", key) == b"$1\r\n1\r\n"
+    assert everywhere(running, "app") == wanted
     assert metric(running, "ackgate_users_given_to_nodes_total") >= 1
     until(lambda: "users_differ" not in running.topology(), "nothing differs")
-    # What somebody deleted or changed on purpose stays as it is, and is reported.
-    other = shard["replicas"][1]["address"]
+    # What somebody deleted on purpose stays so, and is reported.
     on([other], "ACL", "DELUSER", "app")
     until(lambda: running.topology().get("users_differ") == {other: ["app"]}, "the difference is reported")
     assert users_of(other).get("app") is None
@@ -581,7 +603,7 @@ def test_after_a_failover_who_cannot_log_in_any_more_is_told_and_closed(fresh: A
 # -- a proxy with a user of its own, nodes that ask everybody ----------------------------------------------------------
 
 
-def test_default_may_be_closed_on_the_nodes(fresh: Any, tmp_path: Path) -> None:
+def test_the_proxys_own_user_need_not_be_default(fresh: Any, tmp_path: Path) -> None:
     running: Up = fresh("--shards", "1", "--replicas", "1")
     secret = tmp_path / "secret"
     secret.write_text("p\n")

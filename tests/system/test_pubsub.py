@@ -362,6 +362,8 @@ def test_a_client_is_shown_with_what_it_has_subscribed(connect: Callable[..., Ta
     info = talk.said("CLIENT", "INFO")[0]
     assert b" flags=P " in info
     assert b" sub=1 psub=2 ssub=1 " in info
+    figures = asker.call("INFO", "stats")
+    assert b"pubsub_channels:1\r\npubsub_patterns:2\r\npubsubshard_channels:1\r\n" in figures
     listed = asker.call("CLIENT", "LIST", "TYPE", "pubsub")
     assert re.findall(rb"\bid=(\d+) ", listed) == re.findall(rb"\bid=(\d+) ", info)
     talk.said("RESET")
@@ -558,6 +560,60 @@ def test_ten_thousand_subscribers_share_a_few_connections(endpoint: Up, tmp_path
             print(f"a message to {count} clients took {time.monotonic() - began:.3f} s")
         listed = on(everybody(endpoint), "CLIENT", "LIST", "TYPE", "pubsub")
         assert sum(each.count(b"name=ackgate-pubsub") for each in listed) <= 3
+
+
+@pytest.mark.slow
+def test_through_failovers_cuts_and_moves_what_is_heard_is_in_order_and_once(tmp_path: Path) -> None:
+    channels = [f"c{number}" for number in range(6)]
+    with configured(tmp_path, "cluster: {node_timeout_ms: 1000}") as running, ExitStack() as stack:
+        talks = [stack.enter_context(Talk.to(running.redis_url)).speak(2 + number % 2) for number in range(6)]
+        for talk in talks:
+            talk.said("SUBSCRIBE", *channels)
+            talk.said("PSUBSCRIBE", "c*")
+            talk.said("SSUBSCRIBE", *channels)
+            talk.sock.settimeout(0.05)
+        heard: dict[tuple[int, bytes, bytes], list[int]] = {}
+        publisher = stack.enter_context(Talk.to(running.redis_url))
+        published = 0
+
+        def publish(rounds: int) -> None:
+            nonlocal published
+            for number in range(published + 1, published + 1 + rounds):
+                for channel in channels:
+                    publisher.call("PUBLISH", channel, number)
+                    publisher.call("SPUBLISH", channel, number)
+            published += rounds
+            for at, talk in enumerate(talks):
+                try:
+                    while True:
+                        kind, *_, channel, message = _words(talk.receive())
+                        heard.setdefault((at, kind, channel), []).append(int(message))
+                except TimeoutError:
+                    continue
+
+        def disturb(step: int) -> None:
+            shards = whole(running)
+            source, target = shards[step % 3], shards[(step + 1) % 3]
+            if step % 4 == 0:
+                os.kill(source["primary"]["pid"], signal.SIGKILL)
+            elif step % 4 == 1:
+                on([source["primary"]["address"]], "CLIENT", "KILL", "TYPE", "pubsub")
+            else:
+                slots = [key_slot(each.encode()) for each in channels if _within(source["slots"], each)][:1]
+                for slot in slots:
+                    words = ("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target["primary"]["node_id"])
+                    on([source["primary"]["address"]], *words)
+
+        for step in range(8):
+            publish(20)
+            until(lambda: all(each["replicas"] for each in whole(running)), "every shard has a replica")
+            disturb(step)
+            publish(20)
+        deadline = time.monotonic() + 60
+        while not (len(heard) == 18 * len(talks) and all(published in each for each in heard.values())):
+            assert time.monotonic() < deadline
+            publish(1)
+        assert [key for key, each in heard.items() if each != sorted(set(each))] == []
 
 
 # -- what the tests share ----------------------------------------------------------------------------------

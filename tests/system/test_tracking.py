@@ -46,6 +46,19 @@ class Reader(Wire):
             found |= self.told() or set()
         return found
 
+    def told_in_the_end(self) -> set[str]:
+        """As ``told``, but all of them."""
+        while (told := self.told()) is None:
+            pass
+        return told
+
+    def ask(self, *args: bytes | str | int) -> bytes:
+        """As ``call``, and what is told meanwhile is not looked at."""
+        self.send(*args)
+        while (frame := self.receive()).startswith(PUSH):
+            pass
+        return frame
+
     def nothing(self) -> bool:
         """Whether nothing was told that every shard has had the time to tell."""
         frames = [self.call("DBSIZE"), self.call("DBSIZE")]
@@ -266,7 +279,8 @@ def test_who_blocks_is_told_at_once(wire: Wire, reader: Reader) -> None:
     reader.send("PING")
     line = bulk_value(wire.call("CLIENT", "LIST", "FLAGS", "bt")) or b""
     assert wire.call("CLIENT", "UNBLOCK", line.split()[0][3:]) == b":1\r\n"
-    assert [reader.receive(), reader.receive()] == [b":1\r\n", b"+PONG\r\n"]
+    assert reader.receive() in (b":0\r\n", b":1\r\n")  # the replicas that have it by now
+    assert reader.receive() == b"+PONG\r\n"
 
 
 # -- protocols, databases, the end -------------------------------------------------------------------------------------
@@ -279,15 +293,10 @@ def test_nothing_is_told_in_resp2_and_all_is_to_be_forgotten_behind_hello_3(wire
     assert reader.call("GET", "k1") == b"$1\r\n1\r\n"
     assert reader.call("HELLO", "3").startswith(b"%7")
     assert reader.told() is None
-    reader.call("GET", "k1")
+    reader.ask("GET", "k1")
     wire.call("SET", "k1", "2")
-    while (told := reader.told()) is None:
-        pass
-    assert told == {"k1"}
-    reader.send("HELLO", "2")
-    while (frame := reader.receive()).startswith(PUSH):
-        pass
-    assert frame.startswith(b"*14")
+    assert reader.told_in_the_end() == {"k1"}
+    assert reader.ask("HELLO", "2").startswith(b"*14")
     reader.call("GET", "k1")
     wire.call("SET", "k1", "3")
     assert reader.nothing()
@@ -298,13 +307,10 @@ def test_another_database_means_other_connections_and_all_is_to_be_forgotten(wir
     reader.call("GET", "k1")
     assert reader.call("SELECT", "1") == b"+OK\r\n"
     assert reader.told() is None
-    reader.call("PING")
-    reader.call("GET", "k1")
+    reader.ask("GET", "k1")
     wire.call("SELECT", "1")
     wire.call("SET", "k1", "1")
-    while (told := reader.told()) is None:
-        pass
-    assert told == {"k1"}
+    assert reader.told_in_the_end() == {"k1"}
 
 
 def test_redirection_is_refused_in_so_many_words(wire: Wire, reader: Reader) -> None:
@@ -323,9 +329,7 @@ def test_its_connections_end_with_it(endpoint: Up, wire: Wire, reader: Reader) -
     for way in ("CLIENT TRACKING off", "RESET", "QUIT"):
         reader.start()
         assert tracking() == [1, 1, 1]
-        reader.send(*way.split())
-        while reader.receive().startswith(PUSH):
-            pass
+        reader.ask(*way.split())
         until(lambda: tracking() == [0, 0, 0], f"they are closed by {way}")
     assert b"tracking_clients:0" in wire.call("INFO", "clients")
 
@@ -357,13 +361,9 @@ def test_a_lost_connection_makes_it_forget_all(endpoint: Up, wire: Wire, reader:
     assert shard.primary.call("CLIENT", "KILL", "FLAGS", "t") == 1
     assert reader.told() is None
     until(lambda: connections(shard.primary), "it is connected again")
-    reader.send("GET", shard.key)
-    while reader.receive().startswith(PUSH):
-        pass
+    reader.ask("GET", shard.key)
     wire.call("SET", shard.key, "1")
-    while (told := reader.told()) is None:
-        pass
-    assert told == {shard.key}
+    assert reader.told_in_the_end() == {shard.key}
 
 
 def test_a_slot_that_moves_makes_it_forget_all(endpoint: Up, wire: Wire, reader: Reader) -> None:
@@ -373,12 +373,10 @@ def test_a_slot_that_moves_makes_it_forget_all(endpoint: Up, wire: Wire, reader:
         wire.call("SET", "k1", "1")  # meets MOVED, if nobody has before
         while reader.told() is not None:
             pass
-        until(lambda: not reader.call("CLIENT", "CACHING", "YES").startswith(PUSH), "all of that was told")
-        frames = [reader.call("GET", "k1")]
-        while frames[-1].startswith(PUSH):
-            frames.append(reader.receive())
+        reader.ask("CLIENT", "CACHING", "YES")
+        assert reader.ask("GET", "k1") == b"$1\r\n1\r\n"
         wire.call("SET", "k1", "2")
-        assert reader.told_of(1) == {"k1"}
+        assert reader.told_in_the_end() == {"k1"}
 
 
 @pytest.mark.slow
@@ -432,7 +430,7 @@ class Cache:
 
 
 def test_a_cache_is_right_in_the_end_whatever_happened_meanwhile(fresh: Callable[..., Up]) -> None:
-    """Writers, a planned failover, slots that move, lost connections: what the cache holds then is what the shards do."""
+    """Writers, a failover, slots that move, lost connections: what the cache holds then is what the shards hold."""
     running = fresh("--shards", "2")
     keys = [f"key:{at}" for at in range(200)]
     stop = threading.Event()

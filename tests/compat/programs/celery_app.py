@@ -1,4 +1,4 @@
-"""A Celery application with its broker and its results behind the proxy.  The hash tag keeps its transactions in one slot."""
+"""A Celery application, broker and results behind the proxy.  The hash tag keeps its transactions in one slot."""
 
 from __future__ import annotations
 

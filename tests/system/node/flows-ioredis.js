@@ -93,11 +93,13 @@ const auto = connect({ enableAutoPipelining: true, keyPrefix: "app:", db: 2 });
 await Promise.all(Array.from({ length: 500 }, (_, at) => auto.set(`k${at}`, at)));
 assert.deepEqual(await auto.mget("k1", "k499"), ["1", "499"]);
 assert.equal(await redis.exists("app:k1"), 0);
-const monitor = await connect().monitor();
+const watcher = connect();
+const monitor = await watcher.monitor();
 const shown = new Promise((done) => monitor.on("monitor", (time, args) => args[0] === "set" && done(args)));
 await redis.set("watched", "1");
 assert.deepEqual(await shown, ["set", "watched", "1"]);
 monitor.disconnect();
+watcher.disconnect();
 
 await redis.flushall();
 for (const each of [auto, other, worker, redis]) await each.quit();
