@@ -501,6 +501,7 @@ class Server:
             "lane_connects": self.lanes.connects,
             "lane_losses": plane.lane_losses,
             "leased_open": self.lanes.leased,
+            "blocked": len(self.blocking.blocks),
             "moved": redirects["moved"],
             "ask": redirects["ask"],
             "tryagain": redirects["tryagain"],
@@ -540,6 +541,7 @@ class Server:
         primary = self.cluster.watch_of(shard.primary) if shard.primary is not None else None
         offset = primary.offset if primary is not None else 0
         lanes = self.lanes.connected(shard.index)
+        busy = [lane for lane in lanes if not lane.owner.patience]  # the others block because they are asked to
         lags = {format_address(*node.address): self.cluster.lag_of(shard.primary, node) for node in shard.replicas}
         return {
             "shard": shard.id.decode(),
@@ -550,7 +552,7 @@ class Server:
             "lag_bytes": {address: lag.size for address, lag in lags.items() if lag is not None},
             "lag_seconds": {address: lag.seconds for address, lag in lags.items() if lag is not None},
             "outstanding": sum(lane.outstanding for lane in lanes),
-            "oldest_seconds": max((self.plane.lane_age(lane) for lane in lanes if not lane.owner.patience), default=0.0),
+            "oldest_seconds": max((self.plane.lane_age(lane) for lane in busy), default=0.0),
             "lanes_open": len(lanes),
         }
 

@@ -30,6 +30,7 @@ from proxy.acks.waiters import Latch, MarkerRefused, Verdict, Waiter
 from proxy.codec.reply import error
 from shard.client import ReplyError
 
+SETTLES = 0.005  # seconds for an acknowledgment that was asked for just before the time was up
 PURGE = 1024  # deadlines kept in vain before those that were answered long ago are taken out
 ALL = 1 << 62
 
@@ -126,6 +127,12 @@ def _usual(stamps: list[Stamp], rounds: ShardRounds) -> bool:
     first, last = stamps
     life = last.incarnation
     return first.incarnation is life and not life.ended and first.generation == rounds.generation
+
+
+def _just_asked(member: Member, waiter: Waiter) -> bool:
+    """Whether the time was up before the replicas could answer: they are given a moment."""
+    now = trio.current_time()
+    return now < member.expired - GRACE + SETTLES and (waiter.threshold is None or now < waiter.since + SETTLES)
 
 
 class Batches(Generic[Kind]):
@@ -249,7 +256,10 @@ class Crowd:
         # Never asked for: what there is now of all the shard has, by a look that began after the session's writes.
         threshold = seen.offset if known is None else known
         count = sum(1 for offset in seen.acknowledged if offset >= threshold)
-        if count >= member.question.asked.replicas or member.expired < math.inf:
+        missing = count < min(member.question.asked.replicas, len(seen.acknowledged))
+        if missing and isinstance(awaited, Cohort) and _just_asked(member, awaited.waiter):
+            rounds.glance(member, urgent=True)
+        elif count >= member.question.asked.replicas or member.expired < math.inf:
             self._arrive(member, rounds.shard, count, known, seen)
         elif isinstance(awaited, int):
             cohort = Cohort(self, rounds, member.question.asked.replicas, 0, known)

@@ -121,7 +121,9 @@ class Primary:
         return len(role[2]) if role[0] == b"master" else 0
 
     def kick(self) -> None:
-        """Ask the replicas to acknowledge what was sampled before this call."""
+        """Ask the replicas to acknowledge what was sampled before this call.  Raises ``ConnectionLost``."""
+        if self.closed:
+            raise ConnectionLost("the ack lanes are closed")
         self._stock()
         self.looker.ask([self._free], lambda frames: self._kicked(frames[0]))
 

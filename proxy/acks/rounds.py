@@ -259,7 +259,7 @@ class ShardRounds:
             return bool(self._waiting)
         if not self._waiting.unsampled:
             return False
-        return self._asked is None or now >= self._asked[1] + self._usual * EARLY
+        return self._urgent or self._asked is None or now >= self._asked[1] + self._usual * EARLY
 
     def _due(self, primary: Primary, kick: bool) -> float:
         """When the next look is worth it."""
@@ -332,7 +332,7 @@ class ShardRounds:
         if look.unsampled:
             self._samples.append((look.tick, seen.offset))
             self.sampled_tick = look.tick
-            self._waiting.sampled(look.unsampled, seen.offset)
+            self._waiting.sampled(look.unsampled, seen.offset, look.sent)
             self.steps.sampled(look.unsampled, seen.offset, seen.acknowledged)
 
     def _learn(self, acknowledged: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -76,6 +77,7 @@ class Waiter:
         "seen",
         "sessions",
         "settled",
+        "since",
         "threshold",
         "told",
         "want",
@@ -94,6 +96,8 @@ class Waiter:
         self.want_local = want_local
         self.threshold = threshold
         """The offset to be acknowledged; None until one is sampled for it."""
+        self.since = math.inf
+        """When that was sampled."""
         self.count = 0
         self.local = 0
         self.done = False

@@ -56,10 +56,11 @@ class Waitlist:
         """Nothing was sampled."""
         self._unsampled = self._staying(unsampled) + self._unsampled
 
-    def sampled(self, unsampled: list[Waiter], offset: int) -> None:
+    def sampled(self, unsampled: list[Waiter], offset: int, now: float = 0.0) -> None:
         """They wait for this offset from now on."""
         for waiter in unsampled:
             waiter.threshold = offset
+            waiter.since = now
             self._place(waiter, offset)
 
     def release(self, acknowledged: list[int]) -> None:

@@ -83,11 +83,14 @@ class MonitorCommands:
                 queue.append(line)
             return
         queue = self._queued.pop(session.client.id, [])
-        self._tell([*queue, line] if name == b"exec" else [line])
+        self._tell(session, [*queue, line] if name == b"exec" else [line])
 
-    def _tell(self, lines: Sequence[bytes]) -> None:
-        clients = [session.client for session in self.watching.values()]
-        self.sender.plane.push_all(clients, b"".join(lines))
+    def _tell(self, sender: Session, lines: Sequence[bytes]) -> None:
+        frame = b"".join(lines)
+        plane = self.sender.plane
+        plane.push_all([session.client for session in self.watching.values() if session is not sender], frame)
+        if sender.client.id in self.watching:
+            plane.push_behind(sender.client, frame)  # its own command's reply comes first
 
 
 def _line(call: Call) -> bytes:

@@ -51,7 +51,8 @@ class TransactionCommands:
         self._transaction(call.session).begin(call.request)
 
     def _watch(self, call: Call) -> Step:
-        return self._transaction(call.session).watch(call.request, slots_of(extract(call.command, call.args), call.args))
+        slots = slots_of(extract(call.command, call.args), call.args)
+        return self._transaction(call.session).watch(call.request, slots)
 
     def _unwatch(self, call: Call) -> None:
         if call.session.transaction is None:

@@ -45,7 +45,8 @@ class Counters(TypedDict, total=False):
       ``messages_delivered`` to clients.
     Lanes (all shards together; by shard in ``ShardFigures``):
       ``shard_bytes_in`` / ``shard_bytes_out`` bytes read from / written to shards; ``lanes_open``, ``lane_connects``,
-      ``lane_losses``; ``leased_open``; ``identities`` that have lanes now; ``tracking`` clients that have their keys tracked.
+      ``lane_losses``; ``leased_open``; ``blocked`` clients that block on one of them now; ``identities`` that have
+      lanes now; ``tracking`` clients that have their keys tracked.
     Users:
       ``logins_refused`` wrong passwords; ``users_healed`` ACL users given to nodes that lacked them; ``users_differ``
       nodes whose users are not those of most others now.
@@ -87,6 +88,7 @@ class Counters(TypedDict, total=False):
     lane_connects: int
     lane_losses: int
     leased_open: int
+    blocked: int
     identities: int
     tracking: int
     logins_refused: int
@@ -173,6 +175,7 @@ _GAUGES: Final[tuple[tuple[str, str, str], ...]] = (
     ("clients_open", "clients_open", "Client connections now."),
     ("lanes_open", "lanes_open", "Connections to shards now."),
     ("leased_open", "leased_lanes_open", "Leased lanes now."),
+    ("blocked", "blocked_clients", "Clients that block now (BLPOP, XREAD BLOCK ...), each on a leased lane."),
     ("identities", "identities", "Combinations of user, database and protocol that have lanes now."),
     ("tracking", "tracking_clients", "Clients now that have their keys tracked, on lanes of their own."),
     ("users_differ", "nodes_with_differing_users", "Nodes whose ACL users are not those of most others."),

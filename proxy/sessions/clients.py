@@ -63,7 +63,7 @@ class Unblock(NamedTuple):
 
 
 def parse_unblock(args: Sequence[bytes]) -> Unblock | bytes:
-    """What is asked for, or the error frame (networking.c: clientUnblockCommand).  More words mean TIMEOUT, as there."""
+    """What is asked for, or the error frame (networking.c: clientUnblockCommand).  More words mean TIMEOUT, too."""
     reason = args[3].lower() if len(args) == 4 else b"timeout"
     if reason not in (b"timeout", b"error"):
         return error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")
@@ -119,7 +119,10 @@ def facts(session: Session) -> Facts:
 
 
 def describe(session: Session) -> bytes:
-    """One client in the engine's form (networking.c: catClientInfoString), with the fields a proxy can know."""
+    """One client in the engine's form (networking.c: catClientInfoString), with the fields a proxy can know.
+
+    Of a server's buffers the size is 0 where there is none: libraries read these fields as numbers.
+    """
     now = time.monotonic()
     client, transaction, subscriptions = session.client, session.transaction, session.subscriptions
     address, local_address = client.addresses()
@@ -143,7 +146,11 @@ def describe(session: Session) -> bytes:
         ("watch", int(transaction is not None and transaction.watching)),
         ("qbuf", client.buffered),
         ("qbuf-free", 0),
+        ("argv-mem", 0),
         ("multi-mem", queued),
+        ("rbs", 0),
+        ("rbp", 0),
+        ("obl", client.out_bytes),
         ("oll", client.pending),
         ("omem", client.out_bytes + client.kept_bytes),
         ("tot-mem", kept + queued),

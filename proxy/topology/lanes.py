@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import random
+import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ class Identity(NamedTuple):
 BASE = Identity("default", 0, 2)
 DISCARD, UNWATCH = encode_request([b"DISCARD"]), encode_request([b"UNWATCH"])
 
+KEEPALIVE = 30  # seconds of silence on a lane before the kernel probes its peer
 CONNECTING = 32  # leased lanes of one shard that shake hands at a time: more would only make each other late
 LOCKED_OUT_LOOK = 0.05  # seconds between two looks whether somebody needs a lane whose user is not let in
 PRUNE = 0.5  # how often, in terms of ``lanes.leased_idle``, it is looked for lanes that nobody uses
@@ -258,8 +260,11 @@ class Lanes:
 
     def restamp(self, shard: int, tick: int, generation: int) -> None:
         """Writes answered from now on are remembered with this tick and generation."""
+        stamp: Stamp | None = None  # one for all of a life: there may be thousands of lanes, and this is done often
         for lane in self._connected[shard]:
-            lane.stamp = Stamp(lane.stamp.incarnation, tick, generation)
+            if stamp is None or stamp.incarnation is not lane.stamp.incarnation:
+                stamp = Stamp(lane.stamp.incarnation, tick, generation)
+            lane.stamp = stamp
 
     # -- keeping them connected ------------------------------------------------------------------------
     async def _keep(self, lanes: LaneSet, shard: int) -> None:
@@ -366,8 +371,10 @@ class Lanes:
         owner.incarnation = incarnation
         self._connected[shard].add(lane)
         pushes = owner.identity.protocol == 3
+        sock = made.connection.detach()
+        _keep_alive(sock)
         greeting = self._greeting(owner.identity)
-        self.plane.attach(lane, made.connection.detach(), self._stamp(shard, incarnation), pushes, greeting)
+        self.plane.attach(lane, sock, self._stamp(shard, incarnation), pushes, greeting)
         if owner.identity.own and not owner.leased:
             self.disturbed(owner.identity.own)
 
@@ -609,6 +616,14 @@ class Lanes:
         """Have nothing queued or watched on a lane that its session goes on with."""
         for raw in (DISCARD, UNWATCH):
             self.plane.submit(lane, raw, lambda frame: None, pinned=True)
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Have the kernel notice a peer that vanished while its command blocks and nothing is sent."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE // 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
 def _outlived(owner: Owner) -> bool:

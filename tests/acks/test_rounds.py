@@ -225,6 +225,29 @@ async def test_hopeless_waits_hold_back_nobody_and_take_no_more_lanes(rounds: Sh
     assert rounds.markers.raised > 0, "which is counted"
 
 
+async def test_ack_lanes_that_are_lost_while_a_marker_is_watched_cost_nobody_a_number(
+    rounds: ShardRounds, primary: Node
+) -> None:
+    await write(primary)
+    hopeless, newcomer = waiter(5), waiter(2, 1)
+    rounds.join_fsync(hopeless, wrote=True)
+
+    async def watched() -> bool:
+        return hopeless.count == 2
+
+    await come_true(watched, "its marker has reached both disks")
+    lanes = rounds._primary
+    assert lanes is not None
+    lanes._kicker.close()
+    with pytest.raises(ConnectionLost):
+        lanes.kick()
+    rounds.join_fsync(newcomer, wrote=True)
+    with trio.fail_after(PATIENCE_S):
+        await newcomer.gate.wait()
+    await rounds.nudge()
+    assert rounds._primary is not lanes and not hopeless.done
+
+
 async def test_a_threshold_is_the_first_offset_sampled_behind_the_write(rounds: ShardRounds, primary: Node) -> None:
     async with await primary.connect() as client:
         thresholds = []

@@ -6,7 +6,7 @@ CLUSTER = "a server that knows nothing of clusters: that is what clients are to 
 BREAKS = "it could break the cluster behind the proxy"
 
 DIFFERENT: dict[str, str] = {
-    "client info": "of a server's own memory (`argv-mem`, `rbs` ...) a proxy has nothing to tell",
+    "client info": "without `tot-net-in`, `tot-net-out` and `tot-cmds`, which the proxy does not count",
     "client list": "as CLIENT INFO",
     "cluster help": "the engine's help, where a plain server has none",
     "cluster slot-stats": "answered, of every primary: it is of use and does no harm",

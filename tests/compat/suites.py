@@ -209,13 +209,15 @@ def report(figures: Figures) -> int:
         share = f"{figures.shares[target]:.2f} %" if target in figures.shares else ""
         columns = "".join(f"{row.get(each, 0):8}" for each in ("passed", "failed", "skipped"))
         print(f"  {target:12}{columns}   {share}")
-    unexplained = 0
-    for test, row in figures.differing.items():
-        why = explanation(test, row)
-        unexplained += why is None
-        print(f"  {test}\n      {' / '.join(f'{name} {row[name]}' for name in TARGETS)}")
-        print(f"      {why or 'NOT EXPLAINED: ' + ' '.join(row['reason'].split())[:200]}")
-    return unexplained
+    reasons = {test: explanation(test, row) for test, row in figures.differing.items()}
+    for why, count in Counter(why for why in reasons.values() if why).most_common():
+        print(f"  {count:4} {why}")
+    unexplained = [test for test, why in reasons.items() if why is None]
+    for test in unexplained:
+        row = figures.differing[test]
+        outcomes = ", ".join(f"{name} {row[name]}" for name in TARGETS)
+        print(f"  NOT EXPLAINED: {test} ({outcomes})\n      {' '.join(row['reason'].split())[:200]}")
+    return len(unexplained)
 
 
 def main() -> None:
@@ -225,8 +227,11 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep the figures for COMPATIBILITY.md")
     parser.add_argument("-k", dest="only", help="only tests that match, as pytest's -k")
     args = parser.parse_args()
+    if args.save and args.only:
+        parser.error("--save keeps the figures of whole suites: leave out -k")
     targets = tuple(args.target or TARGETS)
-    kept, unexplained = {}, 0
+    kept = json.loads(SAVED.read_text()) if SAVED.exists() else {}
+    unexplained = 0
     for suite in SUITES:
         if args.suite and suite.package not in args.suite:
             continue

@@ -229,7 +229,8 @@ def test_client_info_tells_what_a_plain_server_tells(both: tuple[Guests, Guests]
     for name in ("me", "kept", "able", "library", "elsewhere"):
         left, right = (fields(bulk_value(side.say(name, "CLIENT INFO")) or b"") for side in both)
         assert list(left) == [field for field in right if field in left]
-        same = set(left) - {"id", "addr", "laddr", "fd", "qbuf", "oll", "omem", "tot-mem"}
+        same = set(left) - {"id", "addr", "laddr", "fd", "age", "idle", "qbuf", "oll", "omem", "tot-mem"}
+        same -= {"argv-mem", "rbs", "rbp", "obl"}
         assert {field: left[field] for field in same} == {field: right[field] for field in same}
     for line in ("NAME guest-subscriber", "NAME guest-queueing", "NAME guest-watcher"):
         left, right = (fields(bulk_value(side.ask(f"CLIENT LIST {line}")) or b"") for side in both)
@@ -347,3 +348,20 @@ def sorted_reply(frame: bytes) -> object:
         return sorted((sort(each) for each in value), key=repr) if isinstance(value, list | tuple) else value
 
     return sort(decode(frame))
+
+
+def test_an_import_source_sees_what_has_expired(wire: Wire, direct: int) -> None:
+    """The flag is the connection's at the shard: the session has lanes that bear it, and leaves them again."""
+    dialog = "CLIENT IMPORT-SOURCE maybe/CLIENT IMPORT-SOURCE on/SET k v PXAT 1000/GET k/CLIENT IMPORT-SOURCE off/GET k"
+    with Wire("127.0.0.1", direct) as plain:
+        for each in (wire, plain):
+            each.call("CONFIG", "SET", "import-mode", "yes")
+        try:
+            for line in dialog.split("/"):
+                assert wire.call(*split_inline(line.encode())) == plain.call(*split_inline(line.encode())), line
+                flags = [fields(bulk_value(each.call("CLIENT", "INFO")) or b"")["flags"] for each in (wire, plain)]
+                assert flags[0] == flags[1]
+        finally:
+            for each in (wire, plain):
+                each.call("CONFIG", "SET", "import-mode", "no")
+                each.call("DEL", "k")

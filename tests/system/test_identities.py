@@ -600,6 +600,21 @@ def test_after_a_failover_who_cannot_log_in_any_more_is_told_and_closed(fresh: A
         assert elsewhere.call("GET", shards[0].key) == b"$1\r\n1\r\n"  # by lanes that the new password opened
 
 
+@pytest.mark.slow
+def test_a_node_that_hangs_holds_up_nobody_who_logs_in(fresh: Any) -> None:
+    running: Up = fresh("--shards", "3")
+    set_user(running, "app", "on >secret ~* &* +@all")
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Wire.to(running.redis_url)) for _ in range(30)]
+        assert clients[0].call("AUTH", "app", "secret") == b"+OK\r\n"
+        stack.enter_context(shards_of(running)[0].primary.stopped())
+        began = time.monotonic()
+        for client in clients:
+            client.send("AUTH", "app", "secret")
+        assert {client.receive() for client in clients} == {b"+OK\r\n"}
+        assert time.monotonic() - began < 10  # one deadline, not one for each
+
+
 # -- a proxy with a user of its own, nodes that ask everybody ----------------------------------------------------------
 
 

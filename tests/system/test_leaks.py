@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 import yaml
 
-from proxy.acks.waitlist import PURGE
+from proxy.acks import crowd, waitlist
 from tests.harness import ENVIRONMENT, Up, until
 from tests.system.beside import primaries
 from tests.system.wire import Wire, request
 
 CROWD = 100
 """Sessions open at a time."""
-LAZY = PURGE + 6
+LAZY = waitlist.PURGE + 6
 """Objects of a kind that may wait to be forgotten: those who waited are taken out of their lists so many at a time."""
+WAITERS_LAZY = 3 * waitlist.PURGE + crowd.PURGE + 6  # each in three shards' lists, and in that of deadlines
 RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: closing sends a reset
 
 
@@ -121,8 +122,8 @@ def misuse(at: tuple[str, int], sessions: int, chance: random.Random) -> None:
     numbers = list(range(sessions))
     chance.shuffle(numbers)
     for first in range(0, sessions, CROWD):
-        crowd = [_begin(at, kinds[number % len(kinds)], number) for number in numbers[first : first + CROWD]]
-        for sock in crowd:
+        opened = [_begin(at, kinds[number % len(kinds)], number) for number in numbers[first : first + CROWD]]
+        for sock in opened:
             sock.close()
 
 
@@ -180,8 +181,7 @@ def _leaves_nothing(proxy: Counted, sessions: int) -> None:
         after.update(settled(proxy))
         kinds = before["objects"].keys() | after["objects"].keys()
         more = {kind: after["objects"].get(kind, 0) - before["objects"].get(kind, 0) for kind in kinds}
-        in_lists = {"Waiter": 3}  # one for each shard
-        grown = {kind for kind in kinds if more[kind] > LAZY * in_lists.get(kind, 1)}
+        grown = {kind for kind in kinds if more[kind] > (WAITERS_LAZY if kind == "Waiter" else LAZY)}
         after["grown"] = grown
         same = all(after[name] <= before[name] for name in ("tasks", "descriptors", "lanes"))
         return same and not grown

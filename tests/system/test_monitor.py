@@ -92,6 +92,8 @@ def test_who_watches_has_nothing_to_do_with_keys(watchers: tuple[Wire, Wire]) ->
     for line in ("GET k", "SET k v", "MGET a b", "KEYS *", "DBSIZE", "EVAL 'return 1' 0", "PUBLISH c m", "FLUSHALL"):
         assert ours.call(*words(line)) == plain.call(*words(line)), line
     for watcher in watchers:
+        assert watcher.call("PING") == b"+PONG\r\n"
+        assert lines_until(watcher, "PING") == [b'0 "PING"\r\n']
         assert watcher.call("RESET") == b"+RESET\r\n"
         assert watcher.call("GET", "k") == b"$-1\r\n"
 

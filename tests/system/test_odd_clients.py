@@ -75,7 +75,6 @@ TYPED = [
     b"PING\r\nSET a 'x\r\nPING\r\n",
     b'SET a "x\\"\r\n',
     b"SET a " + b"x" * 60_000 + b"\r\nSTRLEN a\r\n",
-    b"SET a " + b"x" * 70_000 + b"\r\nSTRLEN a\r\n",
     b"x" * 200_000,
     b"NOSUCH " + b" ".join(b"a%d" % at for at in range(100)) + b"\r\nPING\r\n",
     b"A" * 300 + b" " + b"b" * 300 + b"\r\nPING\r\n",

@@ -112,7 +112,7 @@ SPLIT_AND_MERGED: list[Words] = [
     ["CLIENT", "GETNAME"],
     ["CLIENT", "SETNAME", "me"],
     ["CLIENT", "GETNAME"],
-    ["SLOWLOG", "LEN"],
+    ["SLOWLOG", "RESET"],
     ["LATENCY", "LATEST"],
     ["LATENCY", "HISTOGRAM", "nosuch"],
     ["PUBLISH", "nobody", "hears"],

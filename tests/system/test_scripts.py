@@ -417,6 +417,7 @@ def test_entries_of_the_logs_name_the_node_that_logged_them(endpoint: Up, wire: 
                 if entry[3][0].upper() == b"SET" and entry[3][2] == b"marked":
                     seen.setdefault(entry[3][1], set()).add(address.decode())
             assert set(seen) == {key.encode() for key in KEYS}
+            assert not [entry for entry in entries if entry[3][0].upper() in (b"HELLO", b"ROLE", b"CLIENT", b"CLUSTER")]
             for key, addresses in seen.items():
                 assert any(_owns(endpoint, address, key) for address in addresses), key
     finally:
