@@ -5,6 +5,7 @@ is the proxy's own, which says nothing; the node's address is put behind it: ``a
 holds no blanks, so the two are told apart.  Everything else is as the node gives it.
 
 What the proxies say to the nodes of their own accord is left out: it would bury the rest where every command is logged.
+SLOWLOG LEN counts it all the same.
 """
 
 from __future__ import annotations

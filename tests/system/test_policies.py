@@ -83,7 +83,7 @@ def test_the_slow_log_counts_shows_and_forgets_what_all_nodes_logged(endpoint: U
     assert decode(wire.call("COMMANDLOG", "LEN", "slow")) == sum(lengths)
     for words in (["SLOWLOG", "GET", "-1"], ["COMMANDLOG", "GET", "-1", "slow"]):
         entries = decode(wire.call(*words))
-        assert len(entries) == sum(lengths)
+        assert 6 <= len(entries) <= sum(lengths)  # what the proxy does of its own accord is counted, and not shown
         assert [entry[3] for entry in entries].count([b"ECHO", b"marked"]) == 6
         times = [entry[1] for entry in entries]
         assert times == sorted(times, reverse=True)
