@@ -3,6 +3,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help up test test-slow compat compat-suites chaos lint fuzz asan clean bench profile
 ARGS ?=
+# Tests wait most of the time: more of them than cores at once.
+TESTERS ?= 3
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py proxy/__init__.py \
   $(wildcard proxy/codec/_compiled.py? proxy/dataplane/*.py proxy/dataplane/*.pxd)
@@ -25,7 +27,7 @@ up: .venv/installed
 	@exec .venv/bin/ackgate up $(ARGS)
 
 test: .venv/installed-dev
-	@exec .venv/bin/python -m pytest -m "not slow" $(ARGS)
+	@exec .venv/bin/python -m pytest -m "not slow" -n $(TESTERS) --dist loadfile $(ARGS)
 
 # What takes seconds each, and is seldom touched.
 test-slow: .venv/installed-compat

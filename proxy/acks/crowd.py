@@ -2,7 +2,8 @@
 
 Thousands may wait, and most wait for the same: those who want as many replicas of a shard, since the same look at it,
 are a cohort, for which one waiter stands in the shard's rounds.  A look proves what it counts (see ``looks``), so a
-WAIT is answered by the look that lets the last of its shards go.  A WAITAOF joins those of its kind, and one task at a
+WAIT is answered by the look that lets the last of its shards go; shards seen long before that are seen once more, since
+what the session wrote there may be elsewhere by then.  A WAITAOF joins those of its kind, and one task at a
 time reads for all of them what has to be read behind their counts; kinds are apart, so that a shard which does not
 answer holds up those alone who ask for it.
 
@@ -31,6 +32,7 @@ from proxy.codec.reply import error
 from shard.client import ReplyError
 
 SETTLES = 0.005  # seconds for an acknowledgment that was asked for just before the time was up
+FRESH = 0.05  # seconds for which what was seen of one shard holds while another is waited for
 PURGE = 1024  # deadlines kept in vain before those that were answered long ago are taken out
 ALL = 1 << 62
 
@@ -87,7 +89,19 @@ class Cohort(Latch):
 class Member:
     """One WAIT or WAITAOF."""
 
-    __slots__ = ("_crowd", "count", "counts", "done", "expired", "over", "pending", "question", "ready", "scope")
+    __slots__ = (
+        "_crowd",
+        "count",
+        "counts",
+        "done",
+        "expired",
+        "over",
+        "pending",
+        "proved",
+        "question",
+        "ready",
+        "scope",
+    )
 
     def __init__(self, crowd: Crowd, question: Question, done: Done) -> None:
         self._crowd = crowd
@@ -97,6 +111,8 @@ class Member:
         """What it waits for, by shard: among others, or for one look at who has this offset."""
         self.count = ALL
         """WAIT: the least of the shards so far."""
+        self.proved: dict[int, tuple[float, int]] = {}
+        """WAIT, of writes to several shards: when each was last seen to have enough, and the offset asked for."""
         self.counts: dict[int, Counts] = {}
         """WAITAOF: what each shard has."""
         self.ready = False
@@ -284,12 +300,28 @@ class Crowd:
                 return
             if threshold is not None:
                 question.memory.thresholds[shard] = last, threshold
+            if len(question.writer.writes) > 1:
+                member.proved[shard] = seen.came, seen.offset if threshold is None else threshold
         if member.expired < math.inf and isinstance(awaited, Cohort):
             awaited.leave(member)
         if count < member.count:
             member.count = count
-        if not member.pending:
+        if not member.pending and self._holds(member, seen.sent):
             self._finish(member, b":%d\r\n" % member.count, (0, member.count))
+
+    def _holds(self, member: Member, now: float) -> bool:
+        """Whether what was seen of each shard is still so; False: it is looked at again, or begun anew."""
+        if not member.count:
+            return True
+        for shard, (came, threshold) in member.proved.items():
+            rounds = self.acks.of(shard)
+            if not _usual(member.question.writer.writes[shard], rounds):
+                self._begin_anew(member)
+                return False
+            if now - came > FRESH:
+                member.pending[shard] = threshold
+                rounds.glance(member, urgent=member.expired < math.inf)
+        return not member.pending
 
     # -- WAITAOF --------------------------------------------------------------------------------------
     def _enlist_fsync(self, member: Member) -> bool:

@@ -22,11 +22,21 @@ _REPLICA = re.compile(rb"\nslave\d+:ip=([^,\r\n]*),port=(\d+),state=online,offse
 class Seen:
     """One look."""
 
-    __slots__ = ("acknowledged", "generation", "incarnation", "moving", "offset")
+    __slots__ = ("acknowledged", "came", "generation", "incarnation", "moving", "offset", "sent")
 
     def __init__(
-        self, offset: int, acknowledged: list[int], incarnation: Incarnation | None, generation: int, moving: bool
+        self,
+        sent: float,
+        came: float,
+        offset: int,
+        acknowledged: list[int],
+        incarnation: Incarnation | None,
+        generation: int,
+        moving: bool,
     ) -> None:
+        self.sent = sent
+        """On trio's clock; ``came``: when its reply was read."""
+        self.came = came
         self.offset = offset
         self.acknowledged = acknowledged
         """What each online replica has."""

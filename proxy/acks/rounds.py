@@ -307,7 +307,8 @@ class ShardRounds:
             return  # what it showed ended a life, and with it this primary's lanes
         self._looking = None
         self.owns(reader.slots)
-        seen = Seen(offset, acknowledged, reader.incarnation, self.generation, reader.moving)
+        came = trio.current_time()
+        seen = Seen(look.sent, came, offset, acknowledged, reader.incarnation, self.generation, reader.moving)
         self._take_sample(look, seen)
         self.steps.looked(primary, acknowledged)
         self._learn(acknowledged)

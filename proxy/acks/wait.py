@@ -21,7 +21,7 @@ from proxy.dataplane import DataPlane
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 
 RETRY = 0.05  # seconds before what could not be proved is tried again, while there is time
-LAST_LOOK = 0.02  # seconds behind the deadline for a last look, so that partial counts are the present ones
+LAST_LOOK = 0.05  # seconds behind the deadline for a last look, so that partial counts are the present ones
 GRACE = 0.06  # seconds behind the deadline to prove what was counted
 PROOF = 2.0  # seconds; a primary that does not answer that long proves nothing
 HANDOVER = 3.0  # seconds for which a primary that leads no more may take to show who carries its life on

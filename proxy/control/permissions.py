@@ -110,7 +110,7 @@ class Permissions:
         self.asked += 1
         name = name_of(self._cluster.credentials.username or DEFAULT) if user == DEFAULT.encode() else user
         problem = "no shard has a primary"
-        for node in self._roster.primaries():
+        for node in 2 * self._roster.primaries():  # a node that hung up on the connection may take another
             try:
                 connection = await self._connection(node.address)
                 _, said = await connection.pipeline(["SELECT", database], ["ACL", "DRYRUN", name, *args])

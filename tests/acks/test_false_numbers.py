@@ -32,7 +32,7 @@ from tests.acks.staging import (
     value_at,
 )
 from tests.harness import Up, until
-from tests.system.nodes import Node, Shard, configured, metric, promote, unconfirmed
+from tests.system.nodes import Node, Shard, configured, metric, migrate, promote, unconfirmed
 from tests.system.wire import Wire
 
 
@@ -96,6 +96,30 @@ def test_a_connection_made_anew_between_write_and_wait_costs_no_truth(
         assert session.call("WAIT", 1, 100) == NONE
         assert session.call("WAITAOF", 0, 1, 100) == b"*2\r\n:1\r\n:0\r\n"
     assert session.call("WAIT", 1, 0) == ONE
+
+
+def test_a_slot_that_moves_while_another_shard_is_waited_for_is_counted_where_it_is(
+    steady: Up, session: Wire, shards: list[Shard]
+) -> None:
+    """What was seen of one shard before the last of the others had enough may hold no more by then."""
+    source, target, slow = shards
+    with ExitStack() as stack:
+        other = stack.enter_context(Wire.to(steady.redis_url))
+        stack.enter_context(target.replica.stopped())
+        with slow.replica.stopped():
+            put(session, source)
+            put(session, slow)
+            session.send("WAIT", 1, 2000)
+            until(lambda: metric(steady, "ackgate_waits_open") == 1, "it waits")
+            put(other, source)
+            assert other.call("WAIT", 1, 0) == ONE, "of the first shard all has been seen"
+            migrate(source, target, source.slot)
+        assert session.receive() == NONE
+        naive = fan_out(steady)
+        naive_write(naive, slow)
+        assert naive.wait(1, 100) == 1, "for it has written nothing to where the key is"
+    assert session.call("WAIT", 1, 0) == ONE
+    migrate(target, source, source.slot)
 
 
 # ---- primaries that lost what they had -----------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def _suites(suites: Mapping[str, Any]) -> Iterator[str]:
         return
     yield "## Other people's tests\n"
     yield "The suites of client libraries for commands, pipelines, pub/sub, scripts, locks, hashes, functions, encodings, MONITOR, client-side caching and keyspace"
-    yield "notifications, blocking and asyncio, with the plain client: against one server, against a cluster of one node, and through Ackgate with three shards (`make compat-suites`).\n"
+    yield "notifications, for threads and for asyncio, with the plain client: against one server, against a cluster of one node, and through Ackgate with three shards (`make compat-suites`).\n"
     yield "| | tests | pass on one server | on a cluster of one node | through Ackgate | of the first | of the second | skipped |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for suite in suites.values():
