@@ -19,7 +19,7 @@ from proxy import __version__
 from proxy.commands.common import explanation
 
 # Imported when called for: `ackgate check` need not load an HTTP server.
-_COMMANDS = {"up": "up", "proxy": "proxy", "shard": "shard", "status": "status", "trace": "trace", "check": "check"}
+_COMMANDS = {name: name for name in ("up", "proxy", "shard", "status", "switchover", "drill", "trace", "check")}
 
 
 class _Group(click.Group):

@@ -81,17 +81,17 @@ def load_any(path: str | Path) -> ProxySettings | LocalSettings:
     return _settings(str(path), root, ProxySettings)
 
 
-def read_password(path: str) -> str:
+def read_password(path: str, setting: str = "password_file") -> str:
     """The first line of the file ``path``. Raises SettingsError when there is none to read; never names its content."""
     try:
         line = Path(path).read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
     except (OSError, UnicodeError) as error:
         reason = (error.strerror or "unreadable") if isinstance(error, OSError) else "not a text file"
         raise SettingsError(
-            path, [Fault(1, "password_file", f"cannot be read: {reason}", "name a readable file")]
+            path, [Fault(1, setting, f"cannot be read: {reason}", "name a readable file")]
         ) from None
     if not line:
-        raise SettingsError(path, [Fault(1, "password_file", "the first line is empty", "put the password there")])
+        raise SettingsError(path, [Fault(1, setting, "the first line is empty", "put the password there")])
     return line
 
 
@@ -296,6 +296,12 @@ def _bare(kind: Any) -> Any:
     return kind
 
 
+def _options(kind: Any) -> tuple[Any, ...]:
+    """What ``kind`` may be, where that is several things besides null."""
+    bare = _bare(kind)
+    return typing.get_args(bare) if typing.get_origin(bare) in (typing.Union, types.UnionType) else ()
+
+
 def _metas(kind: Any) -> list[msgspec.Meta]:
     if typing.get_origin(kind) is typing.Annotated:
         inner, *metas = typing.get_args(kind)
@@ -340,6 +346,8 @@ def _expected(kind: Any) -> str:
 def _expected_one(kind: Any) -> str:
     if _is_section(kind):
         return "a group of settings"
+    if _options(kind):
+        return " or ".join(_expected_one(option) for option in _options(kind))
     bare, metas = _bare(kind), _metas(kind)
     low = next((meta.ge for meta in metas if meta.ge is not None), None)
     high = next((meta.le for meta in metas if meta.le is not None), None)
@@ -350,7 +358,8 @@ def _expected_one(kind: Any) -> str:
     if _unit(kind) == ADDRESS:
         return "host:port, as in 127.0.0.1:7000"
     if typing.get_origin(bare) is typing.Literal:
-        return "one of " + ", ".join(str(option) for option in typing.get_args(bare))
+        words = [str(option) for option in typing.get_args(bare)]
+        return f"one of {', '.join(words)}" if len(words) > 1 else words[0]
     if bare is bool:
         return "true or false"
     if bare is int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import itertools
 import math
 import os
 import platform
 import resource
-import secrets
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -25,19 +24,22 @@ from proxy.acks.wait import Acks
 from proxy.codec import Limits as CodecLimits
 from proxy.configfile import read_password
 from proxy.control.acl import AclCommands
-from proxy.control.blocking import BlockingCommands
+from proxy.control.blocking import UNBLOCK, BlockingCommands
 from proxy.control.clients import ClientCommands
 from proxy.control.connection import ConnectionCommands
+from proxy.control.draining import Drain
 from proxy.control.functions import NOT_FOUND, Libraries
 from proxy.control.logs import LogCommands
-from proxy.control.merged import MergedCommands
+from proxy.control.merged import INFO, MergedCommands
 from proxy.control.monitoring import MonitorCommands
+from proxy.control.pausing import Pausing
 from proxy.control.permissions import Permissions
 from proxy.control.policy import Policy
 from proxy.control.pubsub import PubSubCommands
 from proxy.control.router import Router
 from proxy.control.scripts import NOSCRIPT, ScriptCommands
 from proxy.control.sending import Sender
+from proxy.control.siblings import ALONE, Place
 from proxy.control.stuck import NON_LOCAL, StuckScripts
 from proxy.control.tracking import TrackingCommands
 from proxy.control.waiting import WaitCommands
@@ -46,10 +48,13 @@ from proxy.errors import UserError
 from proxy.observe.metrics import Counters, Metrics, ShardFigures
 from proxy.observe.steps import StepFigures
 from proxy.observe.traces import Traces
+from proxy.peers import Peers, derive
 from proxy.routing.slot_map import NO_SHARD, Node, Shard, SlotMap
 from proxy.sessions.clients import figures as client_figures
 from proxy.sessions.connection import Doorkeeper
 from proxy.settings import DurabilityRule, ProxySettings, split_address
+from proxy.switchover.procedure import Holds
+from proxy.switchover.switchovers import Report, Switchovers
 from proxy.topology.channels import Hub
 from proxy.topology.cluster import Cluster
 from proxy.topology.lanes import Lanes
@@ -63,9 +68,6 @@ TURNS = 8  # turns of the data plane per wake of its trio task, while there is s
 ACCEPT_AGAIN = 0.1  # seconds without accepting after the process ran out of descriptors
 SAY_AGAIN = 60.0  # seconds before it is said again that it has run out of them
 READY_LOOK = 0.02  # seconds between two looks whether every shard answers, while starting
-ID_BITS, ID_COUNT_BITS = 53, 32
-"""Of CLIENT ID: so many bits JavaScript keeps, and so many of them count up; where that starts each proxy draws by lot,
-so that those of several differ."""
 PRIVATE_LANES = 4  # descriptors kept for each session that may track keys: as many as the usual cluster has shards
 SPARE_FILES = 1024  # descriptors kept for other lanes, control connections, logs and the admin port
 COLLECTOR_THRESHOLDS = 10_000, 20, 50  # for the three generations: see the module gc
@@ -83,8 +85,9 @@ OF_UNKNOWN_OUTCOME.ended = True
 class Server:
     """One proxy.  Raises ``UserError`` from :meth:`run` for what is the user's to mend."""
 
-    def __init__(self, settings: ProxySettings, *, log: Any) -> None:
+    def __init__(self, settings: ProxySettings, *, log: Any, place: Place = ALONE) -> None:
         self.settings = settings
+        self.place = place
         self.log = log
         self.metrics = Metrics(self, codec=codec.IMPLEMENTATION, dataplane=dataplane.IMPLEMENTATION)
         self.address: tuple[str, int] = (settings.listen.host, settings.listen.port)
@@ -97,7 +100,7 @@ class Server:
             limits=_limits(settings),
             watched=(*WATCHED, *NOSCRIPT, NOT_FOUND, NON_LOCAL),
             keepalive=keepalive,
-            client_ids=itertools.count(secrets.randbits(ID_BITS - ID_COUNT_BITS) << ID_COUNT_BITS | 1),
+            client_ids=place.client_ids(),
         )
         self.plane.sample_every = SAMPLE_EVERY
         self.cluster = Cluster(
@@ -107,6 +110,7 @@ class Server:
             changed=self._map_changed,
             lived=self._lived,
             restarted=lambda: self.router.refresh(),
+            recovered=self._recovered,
             moving=lambda: self.redirects.unsettle(),
             amiss=lambda: not self.ready,
         )
@@ -154,6 +158,8 @@ class Server:
             logins=self.logins,
             denied=lambda lane, frame: self.redirects.denied(lane, frame),
             expelled=lambda identity: self.router.expel(identity.user, identity),
+            passwords=lambda identity: self.router.passwords(identity),
+            outdated=self._user_is_another,
         )
         self.redirects = Redirects(
             self.plane,
@@ -173,6 +179,14 @@ class Server:
         )
         doorkeeper = Doorkeeper(_password(settings.auth.password_file))
         self.permissions = Permissions(self.cluster, self.roster)
+        holds = Holds(
+            hold=self._hold,
+            let_go=self.lanes.let_go,
+            busy=self.lanes.busy,
+            served=lambda shard: self.lanes.base[shard].attached,
+        )
+        self.switchovers = Switchovers(self.cluster, holds, self.metrics.observe_switchover, timeouts.hold)
+        self.admin_token = _password(settings.admin.token_file)
         connection = ConnectionCommands(sender, doorkeeper, self.logins, self.permissions)
         self.brake = connection.brake
         self.waits = WaitCommands(sender, self.acks, self.metrics.observe_wait)
@@ -185,17 +199,32 @@ class Server:
             observe=self.metrics.observe_concern,
         )
         self.plane.concern_of = lambda client, raw: self.concerns.of_write(client.session.identity.user, raw)
-        self.blocking = BlockingCommands(sender, connection.sessions, patience)
+        self.blocking = BlockingCommands(sender, connection.sessions, patience, place)
         self.scripts = ScriptCommands(sender, self.redirects, self.permissions)
-        self.libraries = Libraries(sender, self.redirects)
+        self.libraries = Libraries(sender, self.redirects, lambda: not self.pausing.mode)
         self.stuck = StuckScripts(sender)
         self.hub = Hub(self.plane, self.cluster, timeouts, credentials)
         self.pubsub = PubSubCommands(
             sender, self.hub, self.permissions, connection.sessions, patience, settings.clients.subscriptions
         )
         self.sessions = connection.sessions
+        self.draining = Drain(self.plane, self.sessions)
         self.tracking = TrackingCommands(sender, self.sessions, settings.lanes.private_sessions, timeouts.connect)
+        self.client_commands = ClientCommands(sender, connection.sessions, place)
         monitors = MonitorCommands(sender, lambda on: self.router.monitored(on))
+        self.peers = Peers(self.cluster, _shared_key(settings, place))
+        self.pausing = Pausing(
+            sender,
+            self.permissions,
+            self.scripts.book,
+            self.peers,
+            table=lambda: self.router.table,
+            engine=lambda: connection.engine().name,
+            changed=lambda: self.router.paused(),
+            pass_on=lambda call: self.router.pass_on(call),
+            again=lambda call: self.router.again(call),
+            refuse=lambda session, request, frame: self.router.refuse(session, request, frame),
+        )
         families = (
             self.pubsub.handlers,
             monitors.handlers,
@@ -203,10 +232,10 @@ class Server:
             AclCommands(sender, self.roster, settings.cluster.username, self._user_deleted).handlers,
             self.blocking.handlers,
             self.scripts.handlers,
-            ClientCommands(sender, connection.sessions).handlers,
+            self.client_commands.handlers,
             self.tracking.handlers,
             LogCommands(sender).handlers,
-            MergedCommands(sender, self.permissions, self._own_info, patience).handlers,
+            MergedCommands(sender, self.permissions, self._own_info, patience, place).handlers,
         )
         self.router = Router(
             sender,
@@ -218,6 +247,7 @@ class Server:
             self.scripts,
             self.tracking,
             monitors,
+            self.pausing,
             families,
             CodecLimits(large_request=settings.lanes.large_request),
             patience,
@@ -231,7 +261,7 @@ class Server:
         """Serve until cancelled.  Started when the port is bound; clients are accepted once the cluster is known."""
         self._raise_file_limit()
         _keep_freed_memory()
-        listener = _listen(self.settings)
+        listener = _bound(self.settings, self.place)
         self.address = listener.getsockname()[:2]
         try:
             async with trio.open_nursery() as nursery:
@@ -246,7 +276,10 @@ class Server:
                 nursery.start_soon(self.probes.run)
                 nursery.start_soon(self.traces.run)
                 nursery.start_soon(self.concerns.run)
+                nursery.start_soon(self.switchovers.run)
                 nursery.start_soon(self.router.run)
+                nursery.start_soon(self.pausing.run)
+                nursery.start_soon(self.peers.run)
                 nursery.start_soon(self._begin_accepting, listener)
                 nursery.start_soon(self._resume_accepting)
                 nursery.start_soon(self._close_idle)
@@ -295,8 +328,12 @@ class Server:
             await self.router.read_commands()
             if not len(self.router.table):
                 await trio.sleep(READY_LOOK)
+        await self.peers.joined()  # a pause that runs holds new clients, too
         _spare_the_collector()
-        self.plane.listen(listener)
+        if self.place.late:
+            listener.listen(self.settings.listen.backlog)
+        if not self.draining.begun:
+            self.plane.listen(listener)
 
     async def _resume_accepting(self) -> None:
         while True:
@@ -321,6 +358,10 @@ class Server:
                 elif now - client.last_read > limit:
                     self.plane.kill(client)
 
+    async def drain(self) -> None:
+        """Let everybody out (see ``proxy.control.draining``), within ``timeouts.drain``; to be cancelled then."""
+        await self.draining.run(self.settings.timeouts.drain)
+
     async def wait_ready(self) -> None:
         """Return when every slot has a primary that answers and clients are accepted."""
         while not (self.ready and self.plane.listeners):  # noqa: ASYNC110 -- many conditions, no one event
@@ -329,8 +370,12 @@ class Server:
     @property
     def ready(self) -> bool:
         """Every slot has a primary that answers."""
-        return bool(self.cluster.map.version) and self.cluster.map.covered() and all(
-            self.lanes.base[shard].attached for shard in self.cluster.serving()
+        return (
+            not self.draining.begun
+            and bool(self.cluster.map.version)
+            and self.cluster.map.covered()
+            and all(self.lanes.base[shard].attached or self.lanes.on_hold(shard) for shard in self.cluster.serving())
+            and self.cluster.led()
         )
 
     # -- what the cluster tells --------------------------------------------------------------------------
@@ -361,8 +406,16 @@ class Server:
         if old is not None and _same_node(old.primary, new.primary):
             return False
         self.lanes.retire(new.index)
+        self.lanes.let_go(new.index)
         self.acks.primary_changed(new.index, new.primary.node_id.decode() or None if new.primary is not None else None)
         return True
+
+    def _hold(self, shard: int) -> None:
+        """Send a shard nothing more, until it is let go or has another primary."""
+        with self.plane.turn():
+            self.lanes.hold(shard)
+            self.plane.fence_all()
+            self.redirects.routes_changed()
 
     def _life_ended(self) -> None:
         """Lanes of a life that is over take nothing new, even where the slot map shows the same primary as before."""
@@ -375,9 +428,23 @@ class Server:
         self.logins.forget(user)
         self.router.expel(user)
 
+    def _user_is_another(self, lane: Lane, passwords: frozenset[bytes]) -> None:
+        """What those who logged in with these passwords have under way must not run as that one's."""
+        with self.plane.turn():
+            self.router.part_from(lane.owner.identity, passwords)
+            self.redirects.sift(lane)
+
     def _users_changed(self) -> None:
         self.router.users_changed()
         self.pubsub.users_changed()
+
+    def _recovered(self, address: tuple[str, int]) -> None:
+        """A node answers again: what it leads need not wait for the next attempt, and its old lanes may be dead."""
+        for shard in self.cluster.map.shards:
+            if shard.primary is not None and shard.primary.address == address:
+                self.lanes.wake(shard.index)
+                self.redirects.doubt(shard.index)
+                self.acks.primary_changed(shard.index, shard.primary.node_id.decode())  # on new connections, at least
 
     def _lived(self, life: Life) -> None:
         self.acks.incarnations.observe(life)
@@ -461,7 +528,22 @@ class Server:
         """The topology as JSON (see ``Cluster.describe``), and where clients connect."""
         differing = self.roster.describe()
         users = {"users_differ": differing} if differing else {}
-        return {"endpoint": format_address(*self.address), **self.cluster.describe(), **users}
+        peers = len(self.peers.peers) if self.peers.on else None
+        own = {"paused": self.pausing.describe(), "peers": peers}
+        ending = {"draining": True} if self.draining.begun else {}
+        return {"endpoint": format_address(*self.address), **self.cluster.describe(), **users, **own, **ending}
+
+    async def answer_sibling(self, what: str, value: Any) -> Any:
+        """What another worker behind the same port asks for one of its clients (see ``proxy.control.siblings``)."""
+        if what == INFO:
+            return self._clients_info()
+        if what == UNBLOCK:
+            return await self.blocking.answer_sibling(value)
+        return self.client_commands.answer_sibling(what, value)
+
+    def switchover(self, shard: str, to: str | None, max_stall: float | None) -> Report:
+        """Begin a planned change of a shard's primary (see ``Switchovers.begin``)."""
+        return self.switchovers.begin(shard, to, max_stall)
 
     def trace(self, client: int) -> dict[str, Any] | None:
         """The way of the write of a client that asked for it (see ``Traces.of``)."""
@@ -531,6 +613,11 @@ class Server:
             "logins_refused": self.brake.failures,
             "users_healed": self.roster.healed,
             "users_differ": self.roster.differing,
+            "paused": int(self.pausing.present().mode),
+            "parked": len(self.pausing.parked),
+            "pauses": self.pausing.pauses,
+            "peers": len(self.peers.peers),
+            "peer_messages_refused": self.peers.refused,
         }
 
     def shard_figures(self) -> list[ShardFigures]:
@@ -556,8 +643,14 @@ class Server:
             "lanes_open": len(lanes),
         }
 
-    def _own_info(self) -> dict[str, dict[str, object]]:
-        """INFO's sections about the server the client is connected to: this one."""
+    def _clients_info(self) -> dict[str, int]:
+        """INFO's figures of clients, as far as those of siblings are to be added."""
+        figures = client_figures(self.sessions.values())
+        return {"connected_clients": len(self.plane.clients), "maxclients": self.plane.limits.maxclients, **figures}
+
+    def _own_info(self, siblings: Sequence[dict[str, int]]) -> dict[str, dict[str, object]]:
+        """INFO's sections about the server the client is connected to: this one, and all its workers' clients."""
+        clients = self._clients_info()
         uptime = int(time.time() - self.started)
         return {
             "server": {
@@ -570,10 +663,9 @@ class Server:
                 "uptime_in_days": uptime // 86400,
             },
             "clients": {
-                "connected_clients": len(self.plane.clients),
+                **{name: value + sum(each.get(name, 0) for each in siblings) for name, value in clients.items()},
                 "cluster_connections": 0,
-                "maxclients": self.plane.limits.maxclients,
-                **client_figures(self.sessions.values()),
+                **self.pausing.info(),
             },
             "stats": self.hub.figures(),
             "replication": {"role": "master", "connected_slaves": 0},
@@ -602,7 +694,7 @@ def _keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGE_VALUE)
 
 
-def _listen(settings: ProxySettings) -> socket.socket:
+def _bound(settings: ProxySettings, place: Place) -> socket.socket:
     host, port = settings.listen.host, settings.listen.port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -610,9 +702,12 @@ def _listen(settings: ProxySettings) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if not place.alone:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.setblocking(False)
             listener.bind(address)
-            listener.listen(settings.listen.backlog)
+            if not place.late:
+                listener.listen(settings.listen.backlog)
         except OSError:
             listener.close()
             raise
@@ -626,6 +721,15 @@ def _listen(settings: ProxySettings) -> socket.socket:
 
 def _password(file: str | None) -> str | None:
     return read_password(file) if file is not None else None
+
+
+def _shared_key(settings: ProxySettings, place: Place) -> bytes | None:
+    """What proxies in front of one cluster have in common and nobody else; None: nothing."""
+    file = settings.peers.secret_file
+    if file is not None:
+        return derive(read_password(file, "peers.secret_file"))
+    secret = _password(settings.cluster.password_file) or place.secret
+    return derive(secret) if secret is not None else None
 
 
 def _limits(settings: ProxySettings) -> Limits:

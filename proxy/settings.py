@@ -31,6 +31,8 @@ Address = Annotated[
     str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):[0-9]{1,5}$", extra={"unit": ADDRESS})
 ]
 Host = Annotated[str, msgspec.Meta(min_length=1)]
+MOST_WORKERS = 128
+Workers = Annotated[int, msgspec.Meta(ge=1, le=MOST_WORKERS)] | Literal["auto"]
 
 KB = 1024
 MB = 1024 * KB
@@ -53,15 +55,18 @@ class ListenSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where health, readiness, metrics and topology are read over HTTP. It asks for no password: keep it on a private
-    address.
+    """Where health, readiness, metrics and topology are read over HTTP, and a switchover is ordered. Reading asks for
+    no password: keep it on a private address.
 
     - ``host``: address to listen on. Default 127.0.0.1.
     - ``port``: TCP port; 0 takes any free one. Default 9121.
+    - ``token_file``: file whose first line those must present who order a switchover; null takes orders from this
+      machine alone, and from everybody on it. Default null.
     """
 
     host: Host = "127.0.0.1"
     port: Port = 9121
+    token_file: str | None = None
 
 
 class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -169,6 +174,7 @@ class TimeoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     - ``probe``: seconds without an answer to a probe before a node counts as failed. Default 2.
     - ``hold``: seconds a command is held while its slot has no primary, then it gets an error. Default 10.
     - ``command``: seconds a shard may take for one command before its lane counts as lost. Default 60.
+    - ``drain``: seconds that clients have on SIGTERM to get their answers, then they are closed. Default 10.
     """
 
     connect: Duration = 2.0
@@ -176,6 +182,7 @@ class TimeoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     probe: Duration = 2.0
     hold: Duration = 10.0
     command: Duration = 60.0
+    drain: Duration = 10.0
 
 
 class AckSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -215,6 +222,18 @@ class DurabilityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     on_timeout: Literal["error", "ack"] = "error"
 
 
+class PeerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The other proxies in front of the same cluster. They tell each other of CLIENT PAUSE and UNPAUSE, over the
+    cluster's own pub/sub, in messages sealed with a secret.
+
+    - ``secret_file``: file whose first line is that secret, the same for all of them, long and random. null: the
+      password of ``cluster``, and where there is none no proxy knows of the others: CLIENT PAUSE holds the clients of
+      the one it was sent to. Default null.
+    """
+
+    secret_file: str | None = None
+
+
 class CommandSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Commands that would break the cluster under the proxy (SHUTDOWN, REPLICAOF, DEBUG, MIGRATE ...) are refused.
 
@@ -237,8 +256,13 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything about the proxy but the cluster it stands in front of."""
+    """Everything about the proxy but the cluster it stands in front of.
 
+    - ``workers``: processes that serve clients on the one port, dealt out by the kernel; ``auto`` is one for each
+      usable CPU. Limits of ``clients`` and ``lanes`` hold for each of them. Default 1: this process itself.
+    """
+
+    workers: Workers = 1
     listen: ListenSettings = msgspec.field(default_factory=ListenSettings)
     admin: AdminSettings = msgspec.field(default_factory=AdminSettings)
     auth: AuthSettings = msgspec.field(default_factory=AuthSettings)
@@ -247,6 +271,7 @@ class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     timeouts: TimeoutSettings = msgspec.field(default_factory=TimeoutSettings)
     acks: AckSettings = msgspec.field(default_factory=AckSettings)
     durability: tuple[DurabilityRule, ...] = ()
+    peers: PeerSettings = msgspec.field(default_factory=PeerSettings)
     commands: CommandSettings = msgspec.field(default_factory=CommandSettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 

@@ -88,12 +88,14 @@ def spawn(
     log: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     own_session: bool = True,
+    pass_fds: Sequence[int] = (),
 ) -> Process:
     """Start a program that is killed when this process ends, however that happens.
 
     ``log``: file that standard output and error are appended to (standard input is empty then); None: all three are
     ours.
     ``own_session``: away from the terminal, so that Ctrl-C reaches us alone and we stop it in our order.
+    ``pass_fds``: descriptors it has, too, under the same numbers.
     Must be called in the main thread (``RuntimeError`` otherwise). Raises ``ShardError`` when it cannot be started.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -103,7 +105,7 @@ def spawn(
     except OSError as error:
         raise ShardError(f"cannot write the log {log} ({error.strerror}): choose a folder you may write to") from None
     try:
-        return Process(_popen(argv, cwd, output, env, own_session))
+        return Process(_popen(argv, cwd, output, env, own_session, pass_fds))
     except OSError as error:
         raise ShardError(f"cannot start {argv[0]} ({error.strerror}): check the program and its folder {cwd}") from None
     finally:
@@ -117,6 +119,7 @@ def _popen(
     output: IO[bytes] | None,
     env: Mapping[str, str] | None,
     own_session: bool,
+    pass_fds: Sequence[int],
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         argv,
@@ -126,6 +129,7 @@ def _popen(
         stderr=output,
         env=env,
         start_new_session=own_session,
+        pass_fds=pass_fds,
         preexec_fn=_die_with_parent(),
     )
 

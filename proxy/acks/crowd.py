@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 import structlog
 import trio
 
-from proxy.acks.incarnation import Stamp
+from proxy.acks.incarnation import Incarnation, Stamp
 from proxy.acks.looks import Seen
 from proxy.acks.rounds import ShardRounds
 from proxy.acks.wait import GRACE, NOTHING, Acks, Counts, Question, Unconfirmed, Untrusted, most
@@ -118,7 +118,7 @@ class Member:
         self.ready = False
         """WAITAOF: it waits for replicas no more: what is left is to prove what they have."""
         self.expired = math.inf
-        """Until when it waits for a last look, its time being up."""
+        """Until when it waits for a last look, or for the proof of what was counted, its time being up."""
         self.over = False
         self.scope: trio.CancelScope | None = None
         """Of its own task, once it has one."""
@@ -140,9 +140,16 @@ class Member:
 
 def _usual(stamps: list[Stamp], rounds: ShardRounds) -> bool:
     """Whether a session's writes are all where they were made, and whoever took them still leads."""
+    life = stamps[1].incarnation.present
+    return not life.ended and stamps[0].generation == rounds.generation and _took(life, stamps)
+
+
+def _took(life: Incarnation | None, stamps: list[Stamp]) -> bool:
+    """Whether a life has all the writes: it took them itself, or carries on those that did."""
     first, last = stamps
-    life = last.incarnation
-    return first.incarnation is life and not life.ended and first.generation == rounds.generation
+    if first.incarnation is life and last.incarnation is life:
+        return True
+    return first.incarnation.present is life and last.incarnation.present is life
 
 
 def _just_asked(member: Member, waiter: Waiter) -> bool:
@@ -291,15 +298,13 @@ class Crowd:
         question = member.question
         stamps = question.writer.writes.get(shard)
         if stamps is not None:
-            first, last = stamps
-            life = seen.incarnation
-            proved = first.incarnation is life and last.incarnation is life and first.generation == seen.generation
+            proved = _took(seen.incarnation, stamps) and stamps[0].generation == seen.generation
             if not proved or seen.moving:
                 member.pending[shard] = awaited
                 self._begin_anew(member)
                 return
             if threshold is not None:
-                question.memory.thresholds[shard] = last, threshold
+                question.memory.thresholds[shard] = stamps[1], threshold
             if len(question.writer.writes) > 1:
                 member.proved[shard] = seen.came, seen.offset if threshold is None else threshold
         if member.expired < math.inf and isinstance(awaited, Cohort):
@@ -386,6 +391,8 @@ class Crowd:
         self._leave(member)
         question = member.question
         claimed = frozenset(question.claimed(member.counts))
+        if question.late:
+            self._give_grace(member)
         self._proofs.add((question.asked.fsync, claimed), member, self._the_nursery)
 
     async def _prove(self, kind: tuple[bool, frozenset[int]], members: list[Member]) -> None:
@@ -466,6 +473,7 @@ class Crowd:
 
     # -- time -----------------------------------------------------------------------------------------
     def _at(self, moment: float, member: Member) -> None:
+        self._purge()
         heappush(self._deadlines, (moment, next(self._number), member))
         if self._deadlines[0][2] is member:
             self._sooner.set()
@@ -485,18 +493,22 @@ class Crowd:
 
     def expire(self, member: Member) -> None:
         """Its time is up: what there is counts, seen by a look that begins now; where none comes, nothing is there."""
-        if member.over or member.ready or member.scope is not None:
+        if member.over or member.scope is not None:
             return
-        if member.question.asked.fsync:
+        fsync = member.question.asked.fsync
+        if fsync and not member.ready:
             member.ready = True
             self._looks.add(frozenset(member.pending), member, self._the_nursery)
         elif member.expired == math.inf:
-            member.expired = trio.current_time() + GRACE
-            self._at(member.expired, member)
-            for shard in member.pending:
+            self._give_grace(member)
+            for shard in () if fsync else member.pending:
                 self.acks.of(shard).glance(member, urgent=True)
         elif trio.current_time() >= member.expired:
             self._finish(member, member.question.reply(NOTHING), NOTHING)
+
+    def _give_grace(self, member: Member) -> None:
+        member.expired = trio.current_time() + GRACE
+        self._at(member.expired, member)
 
     def _purge(self) -> None:
         if len(self._deadlines) > PURGE + 2 * len(self._members):

@@ -96,6 +96,11 @@ class Reader:
         self.slots, self.moving, self._line = frozenset(), False, []
 
 
+def online(frame: bytes) -> int:
+    """How many replicas are online, by the reply to INFO replication."""
+    return len(_REPLICA.findall(frame))
+
+
 def _refuse(frame: bytes) -> None:
     if is_error(frame):
         raise ReplyError(frame[1:].decode("utf-8", "replace").strip())

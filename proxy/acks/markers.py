@@ -1,28 +1,39 @@
 """Markers: what a shard's nodes have on disk, asked once for every session that waits.
 
 Fsync offsets are visible to WAITAOF alone.  A marker raises a lane's own write offset past every write answered so far;
-behind its reply (never in one packet) ``WAITAOF 0 0 0`` on that lane tells who has fsynced them.
+behind its reply (never in one packet) ``WAITAOF 0 0 0`` on that lane tells who has fsynced them.  One marker at a time
+is on its way; the rounds of those that were answered go on side by side, each on a lane of its own, so that a replica
+which lags keeps nobody from being told of what came later.
+
+As in ``rounds``, all of it happens in the data plane's turns, but for what is rare.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 
 import trio
 
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnations, Life
-from proxy.acks.primary import Demoted, Primary
+from proxy.acks.looks import online
+from proxy.acks.pace import Pace
+from proxy.acks.primary import LOOK, AckLane, Primary
 from proxy.acks.steps import Steps, Timing
 from proxy.acks.waiters import MarkerRefused, Waiter
+from proxy.codec import encode_request
+from proxy.codec.reply import elements, integer_value, is_error
+from proxy.dataplane import DataPlane
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 
-MARKER = bytes.fromhex("0a005d9b5c400f7fa2da")
-"""An empty FUNCTION payload (RDB version 10, CRC): restoring it changes nothing and raises the offset."""
+MARKER = encode_request([b"FUNCTION", b"RESTORE", bytes.fromhex("0a005d9b5c400f7fa2da")])
+"""With an empty FUNCTION payload (RDB version 10, CRC): restoring it changes nothing and raises the offset."""
+COUNT = encode_request([b"WAITAOF", b"0", b"0", b"0"])
 MARKER_LANES = 4
-"""Connections that may each hold one WAITAOF round; with the two of WAIT, six ack lanes a shard."""
-POLL_FIRST = 0.0002  # seconds; acknowledgments take 0.3 ms on a quiet link
+"""Connections that may each hold one WAITAOF round; with the three of WAIT, seven ack lanes a shard."""
+POLL_FIRST = 0.0005  # seconds; an fsync takes about as long
 POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
 RETRY = 0.05  # seconds between attempts to reach a shard's primary
 RAISE_AFTER = 0.02  # seconds for which a marker stands before the same lane carries another
@@ -34,15 +45,18 @@ NOT_NOW = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
 
 
 class MarkerRound:
-    """A marker on its way to the replicas' disks, and those who wait for it."""
+    """A marker on its way to the replicas' disks, and those who wait for it; or those who need none."""
 
-    __slots__ = ("connection", "primary", "timing", "waiters")
+    __slots__ = ("asking", "delay", "lane", "marked", "primary", "timing", "waiters")
 
-    def __init__(self, connection: ControlConnection, primary: Primary) -> None:
-        self.connection = connection
+    def __init__(self, lane: AckLane, primary: Primary, marked: bool) -> None:
+        self.lane = lane
         self.primary = primary
+        self.marked = marked
         self.timing: Timing | None = None
         self.waiters: list[Waiter] = []
+        self.asking = False
+        self.delay = POLL_FIRST
 
 
 class Markers:
@@ -57,6 +71,8 @@ class Markers:
         self,
         incarnations: Incarnations,
         steps: Steps,
+        plane: DataPlane,
+        pace: Pace,
         *,
         reach: Callable[[], Awaitable[Primary]],
         current: Callable[[], Primary | None],
@@ -73,6 +89,8 @@ class Markers:
         """Who may still be joined: nothing was sent for them yet.  By what they want, and whether they wrote."""
         self._incarnations = incarnations
         self._steps = steps
+        self._plane = plane
+        self._pace = pace
         self._reach = reach
         self._current = current
         self._reset = reset
@@ -82,11 +100,19 @@ class Markers:
         self._waiters: set[Waiter] = set()
         self._unmarked: list[Waiter] = []
         self._unwritten: list[Waiter] = []
+        self._marking: tuple[MarkerRound, list[Waiter]] | None = None
+        """The marker that is on its way to the primary, and for whom."""
+        self._counting: list[Waiter] | None = None
+        """Those who wrote nothing, being counted for the first time."""
         self._marked: list[MarkerRound] = []
+        self._stirred = False
+        self._opening = False
+        self._checking = False
+        self._failed = False
+        self._raise_at: float | None = None
+        self._lanes: dict[AckLane, Primary] = {}
         self._wanted = trio.Event()
-        self._unwritten_wanted = trio.Event()
-        self._lane_freed = trio.Event()
-        self._poke = trio.Event()
+        self._nursery: trio.Nursery | None = None
         self._looked = trio.Event()
         self._unanswered: float | None = None
         """Since when a marker has been sent and none been answered."""
@@ -98,25 +124,39 @@ class Markers:
     @property
     def at_rest(self) -> bool:
         """Nobody waits and nothing is under way."""
-        wanted = self._wanted.is_set() or self._unwritten_wanted.is_set()
-        return not (self._marked or self._unmarked or self._unwritten or wanted)
-
-    def reset(self) -> None:
-        """The shard's primary changed: what the former one owes does not matter any more."""
-        self._unanswered = None
+        return not (self._marked or self._unmarked or self._unwritten or self._marking or self._counting)
 
     def join(self, waiter: Waiter, wrote: bool) -> None:
         """Wait for everything answered so far to be fsynced; ``wrote`` False: the session wrote nothing here."""
         waiter.told = False
         self._waiters.add(waiter)
         (self._unmarked if wrote else self._unwritten).append(waiter)
-        (self._wanted if wrote else self._unwritten_wanted).set()
+        self._stir()
 
     def leave(self, waiter: Waiter) -> None:
         """The waiter is gone or done: ``done`` tells whoever comes across it in a list."""
         self._waiters.discard(waiter)
         waiter.done = True
 
+    def reset(self) -> None:
+        """The shard's primary changed: what was asked of the former one has to be asked of the present one."""
+        self._unanswered = None
+        self._raise_at = None
+        marking, self._marking = self._marking, None
+        counting, self._counting = self._counting, None
+        rounds, self._marked = self._marked, []
+        self._unmarked = _staying(marking[1] if marking is not None else []) + self._unmarked
+        self._unwritten = _staying(counting or []) + self._unwritten
+        for round_ in rounds:
+            self._pace.forget(round_)
+            (self._unmarked if round_.marked else self._unwritten).extend(_staying(round_.waiters))
+        lanes, self._lanes = self._lanes, {}
+        for lane in lanes:
+            lane.close()
+        if self._unmarked or self._unwritten:
+            self._stir()
+
+    # -- at a deadline --------------------------------------------------------------------------
     async def look_again(self) -> None:
         """Come back after a look that began after this call, also at those whose marker is only on its way.
 
@@ -125,8 +165,9 @@ class Markers:
         unseen = _staying(list(self._waiters))
         for waiter in unseen:
             waiter.seen = False
-        self._poke.set()
-        self._poke = trio.Event()
+        with self._plane.turn():
+            for round_ in list(self._marked):
+                self._poll(round_)
         if self._unanswered is not None:
             now = trio.current_time()
             with suppress(ConnectionLost, ReplyError):
@@ -157,206 +198,275 @@ class Markers:
         self._looked.set()
         self._looked = trio.Event()
 
+    # -- what is to be asked --------------------------------------------------------------------
+    def _stir(self) -> None:
+        """See what is to be asked: at the end of the turn, so that all who come in it share the marker."""
+        if not self._stirred:
+            self._stirred = True
+            self._plane.at_end(self._begin)
+
+    def _begin(self) -> None:
+        self._stirred = False
+        primary = self._current()
+        if primary is None or primary.closed:
+            self._wanted.set()
+            return
+        if self._unwritten and self._counting is None:
+            self._count_unwritten(primary)
+        if self._unmarked and self._marking is None:
+            self._unmarked = _staying(self._unmarked)
+            if not self._unmarked:
+                self._unanswered = None  # nobody wants to know any more
+                return
+            self._mark(primary)
+
+    def _count_unwritten(self, primary: Primary) -> None:
+        """Who wrote nothing needs no marker; all of them share one round, on the lane that looks."""
+        waiters, self._unwritten = _staying(self._unwritten), []
+        self._close(wrote=False)
+        if waiters:
+            self._counting = waiters
+            primary.looker.ask([COUNT], partial(self._counted_unwritten, primary, waiters))
+
+    def _counted_unwritten(self, primary: Primary, waiters: list[Waiter], frames: list[bytes]) -> None:
+        if self._counting is not waiters:
+            return
+        counts = self._read(primary, frames[0])
+        if counts is None:
+            return
+        local, count = counts
+        self._counting = None
+        left = [waiter for waiter in waiters if not waiter.see(count, local)]
+        self._saw()
+        if left:
+            round_ = next((each for each in self._marked if not each.marked), None)
+            if round_ is None:
+                round_ = MarkerRound(primary.looker, primary, marked=False)
+                self._marked.append(round_)
+                self._rest(round_)
+            round_.waiters += left
+        self._check_aof(primary, local)
+        if self._unwritten:
+            self._stir()
+
+    def _mark(self, primary: Primary) -> None:
+        """Put everyone who waits for a marker behind one."""
+        round_, fresh = self._round(primary)
+        if round_ is None:
+            return
+        waiters, self._unmarked = self._unmarked, []
+        self._close(wrote=True)
+        self._advance()
+        self._marking = round_, waiters
+        if self._unanswered is None:
+            self._unanswered, self._overdue = trio.current_time(), False
+        round_.lane.ask([MARKER], partial(self._answered, primary, fresh))
+
+    def _round(self, primary: Primary) -> tuple[MarkerRound | None, bool]:
+        """A lane for a new marker, if there is one by now.
+
+        With none left the newest round's marker is raised, never the oldest's; and not without pause, or the newest
+        round would outrun the acknowledgments its waiters need.
+        """
+        if primary.free:
+            self._raise_at = None
+            return MarkerRound(primary.free.pop(), primary, marked=True), True
+        if len(self._lanes) < MARKER_LANES:
+            if not self._opening:
+                self._opening = True
+                self._the_nursery.start_soon(self._open, primary)
+            return None, False
+        now = trio.current_time()
+        if self._raise_at is None:
+            self._raise_at = now + RAISE_AFTER
+        if now < self._raise_at:
+            self._pace.rest((self, "raise"), self._raise_at, self._stir)
+            return None, False
+        self._raise_at = None
+        self.raised += 1
+        return next((each for each in reversed(self._marked) if each.marked), None), False
+
+    def _answered(self, primary: Primary, fresh: bool, frames: list[bytes]) -> None:
+        """The reply to a marker."""
+        if self._marking is None:
+            return
+        round_, waiters = self._marking
+        self._marking = None
+        self._unanswered = None
+        if is_error(frames[0]):
+            self._refused(primary, round_, fresh, waiters, ReplyError(_text(frames[0])))
+        elif not fresh and round_ not in self._marked:
+            # It ended while the marker was on its way, and its lane may be somebody else's by now.
+            self._unmarked = _staying(waiters) + self._unmarked
+        else:
+            round_.waiters += _staying(waiters)
+            timing = self._steps.marked(waiters)
+            if fresh:
+                round_.timing = timing
+                self._marked.append(round_)
+            self._poll(round_)
+        if self._unmarked:
+            self._stir()
+
+    def _refused(
+        self, primary: Primary, round_: MarkerRound, fresh: bool, waiters: list[Waiter], refusal: ReplyError
+    ) -> None:
+        if refusal.code in NOT_NOW:
+            self._unmarked = _staying(waiters) + self._unmarked
+            self._give_up(primary, demoted=refusal.code == "READONLY")
+            return
+        if fresh:
+            primary.free.append(round_.lane)
+        self.refused += 1
+        refused = MarkerRefused(
+            f"ERR WAITAOF cannot be answered: {round_.lane.address} refused the marker that asks what is "
+            f"fsynced ({str(refusal).rstrip('.')}); cure that, or use WAIT"
+        )
+        for waiter in waiters:
+            waiter.fail(refused)
+
+    # -- rounds ---------------------------------------------------------------------------------
+    def _rest(self, round_: MarkerRound) -> None:
+        if round_.primary.closed:
+            return
+        # An acknowledgment given before the fsync is stale, so it has to be asked for anew.
+        round_.primary.kick()
+        self._pace.rest(round_, trio.current_time() + round_.delay, partial(self._poll, round_))
+        round_.delay = min(round_.delay * 2, POLL_LONGEST)
+
+    def _poll(self, round_: MarkerRound) -> None:
+        """Look who has it."""
+        if round_.asking or round_ not in self._marked:
+            return
+        self._pace.forget(round_)
+        round_.asking = True
+        present = any(waiter.at_once for waiter in round_.waiters)
+        round_.lane.ask([COUNT, LOOK[0]] if present else [COUNT], partial(self._counted, round_))
+
+    def _counted(self, round_: MarkerRound, frames: list[bytes]) -> None:
+        """Let go those who have enough, and ask for acknowledgments again while somebody has not."""
+        if round_ not in self._marked:
+            return
+        counts = self._read(round_.primary, frames[0])
+        if counts is None:
+            return
+        local, count = counts
+        round_.asking = False
+        round_.timing = self._steps.counted(round_.timing, count)
+        most = online(frames[1]) if round_.marked and len(frames) > 1 else 0
+        round_.waiters = [waiter for waiter in round_.waiters if not waiter.see(count, local, most)]
+        self._saw()
+        self._check_aof(round_.primary, local)
+        if round_.waiters:
+            self._rest(round_)
+            return
+        self._marked.remove(round_)
+        if round_.marked:
+            round_.primary.free.append(round_.lane)
+        if self._unmarked:
+            self._stir()
+
+    def _read(self, primary: Primary, frame: bytes) -> tuple[int, int] | None:
+        """(local, replicas); None, the primary being given up, when it does not say."""
+        if is_error(frame):
+            self._give_up(primary, demoted=OF_A_REPLICA in _text(frame))
+            return None
+        local, count = elements(frame)
+        return integer_value(local), integer_value(count)
+
+    def _give_up(self, primary: Primary, demoted: bool) -> None:
+        """The node is not what it was, or not now: whoever leads is asked, a little later."""
+        if demoted:
+            self._incarnations.observe(Life(primary.node_id, primary.run_id, "slave", "", NO_SECOND_ID))
+        self._failed = True
+        self._reset()
+
+    # -- what is rare ---------------------------------------------------------------------------
     async def run(self) -> None:
-        """Serve waiters for ever."""
+        """Reach the primary when that is wanted, for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run_markers, nursery)
-            nursery.start_soon(self._run_unwritten, nursery)
+            self._nursery = nursery
+            while True:
+                await self._wanted.wait()
+                self._wanted = trio.Event()
+                if self._failed:
+                    self._failed = False
+                    await trio.sleep(RETRY)
+                try:
+                    await self._reach()
+                except (ConnectionLost, ReplyError):
+                    self._unmarked, self._unwritten = _staying(self._unmarked), _staying(self._unwritten)
+                    await trio.sleep(RETRY)
+                if self._unmarked or self._unwritten:
+                    self._stir()
+
+    async def _open(self, primary: Primary) -> None:
+        """Have one more lane."""
+        try:
+            connection = await self._connect()
+        except (ConnectionLost, ReplyError):
+            await trio.sleep(RETRY)
+        else:
+            if primary is self._current() and not primary.closed:
+                lane = AckLane(self._plane, connection, lambda reason: self._lane_lost(primary, lane))
+                self._lanes[lane] = primary
+                primary.free.append(lane)
+            else:
+                connection.abort()
+        finally:
+            self._opening = False
+        self._stir()
+
+    def _lane_lost(self, primary: Primary, lane: AckLane) -> None:
+        """The lane's own write offset is lost with it: those who wait need another marker."""
+        self._lanes.pop(lane, None)
+        if lane in primary.free:
+            primary.free.remove(lane)
+        for round_ in [each for each in self._marked if each.lane is lane]:
+            self._marked.remove(round_)
+            self._pace.forget(round_)
+            self._unmarked.extend(_staying(round_.waiters))
+        if self._marking is not None and self._marking[0].lane is lane:
+            self._unmarked = _staying(self._marking[1]) + self._unmarked
+            self._marking = None
+        if self._unmarked:
+            self._pace.rest((self, "retry"), trio.current_time() + RETRY, self._stir)
+
+    def _check_aof(self, primary: Primary, local: int) -> None:
+        """A shard without AOF refuses numlocal 1 in the engine's own words; the error wins over numbers."""
+        if local or self._checking or not any(waiter.want_local and not waiter.done for waiter in self._waiters):
+            return
+        self._checking = True
+        self._the_nursery.start_soon(self._refuse_without_aof, primary)
+
+    async def _refuse_without_aof(self, primary: Primary) -> None:
+        try:
+            await primary.main.call("WAITAOF", 1, 0, 1)
+        except ReplyError as error:
+            if WITHOUT_AOF in str(error):
+                for waiter in [each for each in self._waiters if each.want_local and not each.done]:
+                    self.leave(waiter)
+                    waiter.fail(error)
+            else:  # a node that is a replica by now, or loads its data
+                self._give_up(primary, demoted=OF_A_REPLICA in str(error))
+        except ConnectionLost:
+            self._give_up(primary, demoted=False)
+        finally:
+            self._checking = False
 
     def _close(self, wrote: bool) -> None:
         """What is about to be sent is not for those who come later."""
         self.open = {kind: waiter for kind, waiter in self.open.items() if kind[2] is not wrote}
 
-    @contextmanager
-    def _ending(self, primary: Primary) -> Iterator[None]:
-        """A primary that says it is none any more has ended its life: those who wait hear it at once."""
-        try:
-            yield
-        except Demoted:
-            self._incarnations.observe(Life(primary.node_id, primary.run_id, "slave", "", NO_SECOND_ID))
-            raise
+    @property
+    def _the_nursery(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise RuntimeError("nobody runs the rounds")
+        return self._nursery
 
-    async def _run_markers(self, nursery: trio.Nursery) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            if not await self._done(self._mark, nursery):
-                self._unmarked = _staying(self._unmarked)
-                if self._unmarked:
-                    self._wanted.set()
-                else:
-                    self._unanswered = None  # nobody wants to know any more
 
-    async def _run_unwritten(self, nursery: trio.Nursery) -> None:
-        """Apart from the markers, which may be postponed: who wrote nothing needs none."""
-        while True:
-            await self._unwritten_wanted.wait()
-            self._unwritten_wanted = trio.Event()
-            if not await self._done(self._look_unmarked, nursery):
-                self._unwritten = _staying(self._unwritten)
-                if self._unwritten:
-                    self._unwritten_wanted.set()
-
-    async def _done(self, work: Callable[[trio.Nursery], Awaitable[None]], nursery: trio.Nursery) -> bool:
-        """False, after a while, when the primary did not do it."""
-        try:
-            await work(nursery)
-        except (ConnectionLost, ReplyError) as error:
-            if isinstance(error, Demoted):
-                self._reset()
-            await trio.sleep(RETRY)
-            return False
-        return True
-
-    async def _mark(self, nursery: trio.Nursery) -> None:
-        """Put everyone who waits for a marker behind one."""
-        primary = await self._reach()
-        with self._ending(primary):
-            await self._refuse_without_aof(primary, lambda: self._unmarked)
-        if not self._unmarked:
-            return
-        round_, fresh = await self._round(primary)
-        waiters, self._unmarked = self._unmarked, []
-        self._close(wrote=True)
-        self._advance()
-        try:
-            with self._ending(primary):
-                await self._put_marker(round_, waiters)
-        except BaseException:
-            self._unmarked = _staying(waiters) + self._unmarked
-            if fresh:
-                round_.connection.abort()
-                primary.lanes -= 1
-            raise
-        if not fresh and round_ not in self._marked:
-            # It ended while the marker was on its way, and its lane may be somebody else's by now.
-            self._unmarked = _staying(waiters) + self._unmarked
-            self._wanted.set()
-            return
-        round_.waiters += _staying(waiters)
-        timing = self._steps.marked(waiters)
-        round_.timing = timing if fresh else None
-        if fresh:
-            self._marked.append(round_)
-            nursery.start_soon(self._watch, primary, round_)
-
-    async def _look_unmarked(self, nursery: trio.Nursery) -> None:
-        """Who wrote nothing needs no marker; all of them share one round, on the connection that never writes."""
-        primary = await self._reach()
-        with self._ending(primary):
-            await self._refuse_without_aof(primary, lambda: self._unwritten)
-        waiters, self._unwritten = _staying(self._unwritten), []
-        self._close(wrote=False)
-        if not waiters:
-            return
-        try:
-            local, count = await primary.main.call("WAITAOF", 0, 0, 0)
-        except BaseException:
-            self._unwritten = _staying(waiters) + self._unwritten
-            raise
-        waiters = [waiter for waiter in waiters if not waiter.see(count, local)]
-        self._saw()
-        if not waiters:
-            return
-        present = next((round_ for round_ in self._marked if round_.connection is primary.main), None)
-        if present is not None:
-            present.waiters += waiters
-            return
-        unmarked = MarkerRound(primary.main, primary)
-        unmarked.waiters = waiters
-        self._marked.append(unmarked)
-        nursery.start_soon(self._watch, primary, unmarked)
-
-    async def _put_marker(self, round_: MarkerRound, waiters: list[Waiter]) -> None:
-        """Raise the lane's own write offset past every write answered so far."""
-        if self._unanswered is None:
-            self._unanswered, self._overdue = trio.current_time(), False
-        try:
-            await round_.connection.call("FUNCTION", "RESTORE", MARKER)
-            self._unanswered = None
-        except ReplyError as error:
-            self._unanswered = None
-            if error.code in NOT_NOW:
-                raise (Demoted if error.code == "READONLY" else ConnectionLost)(str(error)) from None
-            self.refused += 1
-            refused = MarkerRefused(
-                f"ERR WAITAOF cannot be answered: {round_.connection.address} refused the marker that asks what is "
-                f"fsynced ({str(error).rstrip('.')}); cure that, or use WAIT"
-            )
-            for waiter in waiters:
-                waiter.fail(refused)
-
-    async def _refuse_without_aof(self, primary: Primary, waiting: Callable[[], list[Waiter]]) -> None:
-        """A shard without AOF refuses numlocal 1 in the engine's own words; the error wins over numbers."""
-        if not any(waiter.want_local for waiter in waiting()):
-            return
-        try:
-            await primary.main.call("WAITAOF", 1, 0, 1)
-        except ReplyError as error:
-            if WITHOUT_AOF not in str(error):  # a node that is a replica by now, or loads its data
-                raise (Demoted if OF_A_REPLICA in str(error) else ConnectionLost)(str(error)) from None
-            for waiter in [each for each in waiting() if each.want_local]:
-                self.leave(waiter)
-                waiter.fail(error)
-
-    async def _round(self, primary: Primary) -> tuple[MarkerRound, bool]:
-        """A lane for a new marker; with none left the newest round's marker is raised, never the oldest's."""
-        if not primary.free and primary.lanes >= MARKER_LANES:
-            # Raised without pause, the newest round would outrun the acknowledgments its waiters need.
-            with trio.move_on_after(RAISE_AFTER):
-                await self._lane_freed.wait()
-        if primary.free:
-            return MarkerRound(primary.free.pop(), primary), True
-        mine = [each for each in self._marked if each.primary is primary and each.connection is not primary.main]
-        if primary.lanes >= MARKER_LANES and mine:
-            self.raised += 1
-            return mine[-1], False
-        primary.lanes += 1
-        try:
-            return MarkerRound(await self._connect(), primary), True
-        except BaseException:
-            primary.lanes -= 1
-            raise
-
-    async def _watch(self, primary: Primary, round_: MarkerRound) -> None:
-        """Let go those who have enough, and ask for acknowledgments again while somebody has not."""
-        delay = POLL_FIRST
-        try:
-            while round_.waiters:
-                online = 0
-                if round_.connection is not primary.main and any(waiter.at_once for waiter in round_.waiters):
-                    online = await primary.online()
-                local, count = await round_.connection.call("WAITAOF", 0, 0, 0)
-                round_.timing = self._steps.counted(round_.timing, count)
-                round_.waiters = [waiter for waiter in round_.waiters if not waiter.see(count, local, online)]
-                self._saw()
-                if not local:
-                    await self._refuse_without_aof(primary, lambda: round_.waiters)  # it may be switched off meanwhile
-                if not round_.waiters:
-                    break
-                # An acknowledgment given before the fsync is stale, so it has to be asked for anew.
-                primary.kick()
-                with trio.move_on_after(delay):
-                    await self._poke.wait()
-                delay = min(delay * 2, POLL_LONGEST)
-        except (ConnectionLost, ReplyError):
-            round_.connection.abort()
-            # The connection's write offset is lost with it: those who wait need another marker.
-            unwritten = round_.connection is primary.main
-            (self._unwritten if unwritten else self._unmarked).extend(_staying(round_.waiters))
-            round_.waiters = []
-            (self._unwritten_wanted if unwritten else self._wanted).set()
-        finally:
-            self._marked.remove(round_)
-        if round_.connection is primary.main:
-            return
-        if round_.connection.closed or primary is not self._current():
-            primary.lanes -= 1
-            round_.connection.abort()
-        else:
-            primary.free.append(round_.connection)
-        self._lane_freed.set()
-        self._lane_freed = trio.Event()
+def _text(frame: bytes) -> str:
+    return frame[1:].decode("utf-8", "replace").strip()
 
 
 def _staying(waiters: list[Waiter]) -> list[Waiter]:

@@ -91,8 +91,8 @@ class Primary:
         self.kicked = trio.current_time() - KICK_AGAIN
         self.doubtful = False
         """The last kick freed none: the next look kicks again."""
-        self.free: list[ControlConnection] = []
-        self.lanes = 0
+        self.free: list[AckLane] = []
+        """For markers."""
         self.replicas: list[tuple[bytes, bytes, bytes]] = []
         """As the last look showed them: host, port and offset acknowledged."""
         self._kicker = kicker
@@ -114,11 +114,6 @@ class Primary:
 
         self._stock()
         self.looker.ask([*LOOK, self._free], kicked)
-
-    async def online(self) -> int:
-        """How many replicas are online.  Raises ``ConnectionLost``, ``ReplyError``."""
-        role = await self.main.call("ROLE")
-        return len(role[2]) if role[0] == b"master" else 0
 
     def kick(self) -> None:
         """Ask the replicas to acknowledge what was sampled before this call.  Raises ``ConnectionLost``."""
@@ -142,8 +137,7 @@ class Primary:
     def close(self) -> None:
         self.looker.close()
         self._kicker.close()
-        for connection in (self.main, *self.free):
-            connection.abort()
+        self.main.abort()
 
     @classmethod
     async def reach(

@@ -108,6 +108,7 @@ class ShardRounds:
         self._primary: Primary | None = None
         self._reader: Reader | None = None
         self._opening = trio.Lock()
+        self._resets = 0
         self._wanted = trio.Event()
         self._failed = False
         self._waiting = Waitlist()
@@ -123,12 +124,18 @@ class ShardRounds:
         """The last look was for many."""
         self._asked: tuple[int, float] | None = None
         """The offset that was last asked for and is not acknowledged yet, and when."""
+        self._asked_last = 0
+        """The same, acknowledged or not."""
+        self._quiet = False
+        """Every online replica has that: until somebody comes there is hardly anything new to see."""
         self._usual = USUAL_FIRST
         """Seconds from the asking to the acknowledgment."""
         self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
         self.markers = Markers(
             incarnations,
             self.steps,
+            plane,
+            pace,
             reach=self._reach,
             current=lambda: self._primary,
             reset=self.reset,
@@ -155,8 +162,10 @@ class ShardRounds:
 
     def reset(self) -> None:
         """The shard's primary changed: connections and offsets of the former one mean nothing any more."""
+        self._resets += 1
         self._waiting.acknowledged = []
         self._asked = None
+        self._asked_last = 0
         self.seen = None
         self.steps.idle()
         look, self._looking = self._looking, None
@@ -176,6 +185,8 @@ class ShardRounds:
         """Wait for replicas to have the waiter's threshold (a new sample if it has none)."""
         self._waiting.add(waiter)
         if waiter.threshold is not None:
+            self._quiet = False
+            self._delay = POLL_FIRST
             self.steps.awaited(waiter, waiter.threshold, self._waiting.acknowledged)
         self._stir()
 
@@ -266,8 +277,8 @@ class ShardRounds:
         due = self._looked + (self._usual * EARLY if self._crowded else 0.0)
         if (kick and self._waiting.unsampled) or self._glancers:
             return due
-        if self._looked - primary.kicked > SPIN:
-            later = self._looked + self._delay
+        if self._quiet or self._looked - primary.kicked > SPIN:
+            later = self._looked + (POLL_LONGEST if self._quiet else self._delay)
             if self._waiting.unsampled and self._asked is not None:
                 later = min(later, self._asked[1] + self._usual * EARLY)
             return max(due, later)
@@ -312,6 +323,7 @@ class ShardRounds:
         self._take_sample(look, seen)
         self.steps.looked(primary, acknowledged)
         self._learn(acknowledged)
+        self._quiet = all(each >= self._asked_last for each in acknowledged)
         self.seen = seen
         self._waiting.release(acknowledged)
         for glancer in look.glancers:
@@ -330,6 +342,7 @@ class ShardRounds:
         if not look.kick:
             return
         self._asked = seen.offset, look.sent
+        self._asked_last = seen.offset
         if look.unsampled:
             self._samples.append((look.tick, seen.offset))
             self.sampled_tick = look.tick
@@ -411,8 +424,13 @@ class ShardRounds:
         async with self._opening:
             if self._primary is not None and not self._primary.closed:
                 return self._primary
-            self.reset()
-            primary = await Primary.reach(self._plane, self._connect, self._lost)
+            while True:
+                self.reset()
+                resets = self._resets
+                primary = await Primary.reach(self._plane, self._connect, self._lost)
+                if resets == self._resets:
+                    break
+                primary.close()  # it may have been the former one
             self._primary = primary
             self._reader = Reader(primary, self._incarnations)
             return primary

@@ -65,9 +65,10 @@ class Stop:
     """How a long-running command ends.
 
     The first signal cancels ``scope``, in whose ``finally`` blocks everything is stopped in order; the second calls
-    what is in ``at_once``, the latest first, which must not wait, and ends the process. ``signum`` is the first signal,
-    0 before it. ``on_signal``, while set, may take a signal for itself by returning True. ``status`` is the exit status
-    after a signal; None, as long as what was asked for has not been reached, is 128 + the signal's number.
+    what is in ``at_once``, the latest first, which must not wait, and ends the process. SIGTERM has ``drain`` run to
+    its end first, if there is one. ``signum`` is the first signal, 0 before it. ``on_signal``, while set, may take a
+    signal for itself by returning True. ``status`` is the exit status after a signal; None, as long as what was asked
+    for has not been reached, is 128 + the signal's number.
     """
 
     def __init__(self) -> None:
@@ -75,6 +76,7 @@ class Stop:
         self.signum = 0
         self.status: int | None = None
         self.on_signal: Callable[[int], bool] | None = None
+        self.drain: Callable[[], Awaitable[None]] | None = None
         self.at_once: list[Callable[[], None]] = []
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -85,19 +87,27 @@ class Stop:
         ]
         with trio.open_signal_receiver(*wanted) as signals:
             task_status.started()
-            async for number in signals:
-                self._take(number)
+            async with trio.open_nursery() as nursery:
+                async for number in signals:
+                    self._take(number, nursery)
 
-    def _take(self, number: int) -> None:
+    def _take(self, number: int, nursery: trio.Nursery) -> None:
         if self.on_signal is not None and self.on_signal(number):
             return
         if self.signum == 0:
             self.signum = number
-            self.scope.cancel()
+            if number == signal.SIGTERM and self.drain is not None:
+                nursery.start_soon(self._drain, self.drain)
+            else:
+                self.scope.cancel()
             return
         for action in reversed(self.at_once):
             action()
         os._exit(128 + number)
+
+    async def _drain(self, drain: Callable[[], Awaitable[None]]) -> None:
+        await drain()
+        self.scope.cancel()
 
 
 def run_until_stopped(body: Callable[[Stop], Awaitable[int]]) -> int:

@@ -6,8 +6,9 @@ import click
 import trio
 
 from proxy.commands.common import Stop, check_port, run_until_stopped
+from proxy.commands.local import overridden
 from proxy.commands.progress import Progress
-from proxy.commands.serving import Serving, serve
+from proxy.commands.serving import Serving, serve, workers_option
 from proxy.configfile import load
 from proxy.observe.admin import bind_admin
 from proxy.observe.log import configure_log
@@ -23,13 +24,14 @@ from proxy.settings import ProxySettings
     metavar="FILE",
     help="Configuration; config/proxy.yaml is one to copy.",
 )
-def proxy(file: str) -> int:
+@workers_option
+def proxy(file: str, workers: int | str | None) -> int:
     """Run the proxy in front of a cluster that runs already.
 
     Clients are accepted at once; the line "ready redis://HOST:PORT admin http://HOST:PORT" follows on standard output
     when every slot has a primary that answers.
     """
-    settings = load(file, ProxySettings)
+    settings = overridden(load(file, ProxySettings), workers=workers)
 
     async def body(stop: Stop) -> int:
         return await _run(settings, stop)
@@ -49,6 +51,7 @@ async def _run(settings: ProxySettings, stop: Stop) -> int:
         with Progress() as progress:
             serving: Serving = await nursery.start(run)
             stop.status = 0
+            stop.drain = serving.server.drain
             progress(f"listening on {serving.redis_url}, waiting for the cluster", 0, 0)
             await serving.server.wait_ready()
         click.echo(serving.line)

@@ -6,14 +6,10 @@ read from the admin endpoint, which runs no commands.
 
 from __future__ import annotations
 
-import json
 import os
 import time
-import urllib.error
-import urllib.request
 from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -24,20 +20,15 @@ from rich.table import Table
 
 from proxy.codec.request import key_slot
 from proxy.commands.common import CommandError
+from proxy.commands.endpoint import DEFAULT_ADMIN, Address, endpoint_in, endpoint_of, get, topology_at
 from proxy.configfile import read_password
 from proxy.sessions.clients import TRACED
-from proxy.settings import AdminSettings, split_address
 from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
 
-Address = tuple[str, int]
-
-_DEFAULT_ADMIN = f"http://{AdminSettings().host}:{AdminSettings().port}"
-_ADMIN_TIMEOUT_S = 5.0
 _CONNECT_TIMEOUT_S = 5.0
 _WRITE_TIMEOUT_S = 15.0  # longer than a command is held while its slot has no primary
 _TRACE_PATIENCE_S = 5.0  # longer than the proxy follows a write
 _LOOK_S = 0.01
-_WILDCARDS = ("0.0.0.0", "::")
 _BAR = 40  # columns
 _WAY = (
     ("write", "write", "application", "proxy", None),
@@ -84,7 +75,7 @@ class Written(NamedTuple):
     "--timeout", type=click.IntRange(1), default=1000, show_default=True, metavar="MS", help="Of WAIT and WAITAOF."
 )
 @click.option("--url", metavar="URL", help="Endpoint, as redis://HOST:PORT.  [default: what the admin endpoint says]")
-@click.option("--admin", metavar="URL", help=f"Admin endpoint of the proxy.  [default: {_DEFAULT_ADMIN}]")
+@click.option("--admin", metavar="URL", help=f"Admin endpoint of the proxy.  [default: {DEFAULT_ADMIN}]")
 @click.option(
     "--password-file",
     type=click.Path(),
@@ -109,9 +100,9 @@ def trace(
     """
     if waitaof is not None and waitaof[0] > 1:
         raise click.UsageError("L of --waitaof is 0 or 1", click.get_current_context())
-    admin = admin or os.environ.get("ACKGATE_ADMIN") or _DEFAULT_ADMIN
-    topology = _topology(admin)
-    endpoint = _endpoint(url) if url is not None else _endpoint_of(topology, admin)
+    admin = admin or os.environ.get("ACKGATE_ADMIN") or DEFAULT_ADMIN
+    topology = topology_at(admin)
+    endpoint = endpoint_in(url) if url is not None else endpoint_of(topology, admin)
     password = read_password(password_file) if password_file is not None else os.environ.get("REDISCLI_AUTH")
     waits: list[tuple[str | int, ...]] = []
     if wait is not None:
@@ -125,56 +116,6 @@ def trace(
     else:
         _draw(picture)
     return 0
-
-
-# -- where ---------------------------------------------------------------------------------------------------------
-def _get(admin: str, path: str) -> Any:
-    """What the admin endpoint says under ``path``; None for 404."""
-    if not admin.startswith(("http://", "https://")):
-        raise CommandError(f"{admin!r} is not the URL of an admin endpoint; write it like {_DEFAULT_ADMIN}")
-    try:
-        with urllib.request.urlopen(f"{admin.rstrip('/')}{path}", timeout=_ADMIN_TIMEOUT_S) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 404:
-                return None
-            raise CommandError(f"{admin}{path} answers {error.code}; the proxy's log tells why") from None
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise CommandError(
-            f"no proxy answers at {admin}: {getattr(reason, 'strerror', None) or reason}; "
-            "start one with `ackgate up`, or say where to look with --admin URL"
-        ) from None
-    except ValueError:
-        return None
-
-
-def _topology(admin: str) -> dict[str, Any]:
-    topology = _get(admin, "/topology")
-    if not isinstance(topology, dict) or "endpoint" not in topology:
-        raise CommandError(f"{admin} is not the admin endpoint of a proxy; look at the ready line for its URL")
-    if not any(shard["slots"] for shard in topology["shards"]):
-        raise CommandError(f"the proxy at {admin} knows no shard yet; {admin.rstrip('/')}/readyz tells why")
-    return topology
-
-
-def _endpoint(url: str) -> Address:
-    parts = urlsplit(url)
-    try:
-        host, port = parts.hostname, parts.port or 6379
-    except ValueError:
-        host, port = None, 0
-    if parts.scheme != "redis" or not host:
-        raise CommandError("--url is not the URL of an endpoint; write it like redis://127.0.0.1:6379")
-    if parts.password is not None:
-        raise CommandError("a password in --url can be read by everybody on this machine; use --password-file")
-    return host, port
-
-
-def _endpoint_of(topology: dict[str, Any], admin: str) -> Address:
-    host, port = split_address(topology["endpoint"])
-    return (urlsplit(admin).hostname or host if host in _WILDCARDS else host), port
 
 
 # -- the write -----------------------------------------------------------------------------------------------------
@@ -235,7 +176,7 @@ def _traced(admin: str, client: int) -> dict[str, Any]:
     """What the proxy timed, once it has followed the write to its end."""
     deadline = time.monotonic() + _TRACE_PATIENCE_S
     while time.monotonic() < deadline:
-        traced = _get(admin, f"/traces/{client}")
+        traced = get(admin, f"/traces/{client}")
         if isinstance(traced, dict) and traced["complete"]:
             return traced
         time.sleep(_LOOK_S)

@@ -16,7 +16,7 @@ import trio
 from proxy.commands.common import CommandError, Stop, check_port, run_until_stopped
 from proxy.commands.local import cluster_options, local_settings, overridden, running_cluster, throwaway_directory
 from proxy.commands.progress import Progress
-from proxy.commands.serving import Serving, serve, url
+from proxy.commands.serving import Serving, serve, url, workers_option
 from proxy.configfile import read_password
 from proxy.observe.admin import bind_admin
 from proxy.observe.log import configure_log
@@ -66,6 +66,7 @@ class _Plan(msgspec.Struct, frozen=True):
     type=click.IntRange(0, 65535),
     help="Port of the admin HTTP; 0 is any free one.  [default: 9121, with CMD 0]",
 )
+@workers_option
 @click.pass_context
 def up(
     ctx: click.Context,
@@ -77,6 +78,7 @@ def up(
     host: str | None,
     port: int | None,
     admin_port: int | None,
+    workers: int | str | None,
 ) -> int:
     """Run a sharded cluster on this machine and the proxy in front of it.
 
@@ -94,6 +96,7 @@ def up(
         settings.proxy,
         listen=overridden(settings.proxy.listen, host=host, port=port),
         admin=overridden(settings.proxy.admin, port=admin_port),
+        workers=workers,
     )
     settings = overridden(settings, proxy=endpoint)
     if command and shutil.which(command[0]) is None:
@@ -132,6 +135,7 @@ async def _run(plan: _Plan, stop: Stop) -> int:
                 progress.pause()
                 if not plan.command:
                     stop.status = 0
+                    stop.drain = serving.server.drain
                     click.echo(serving.line)
                     await trio.sleep_forever()
                 progress.say(serving.line)

@@ -64,8 +64,8 @@ class AclCommands:
         self.sender.answer(call.request, await self._changed(call, user))
 
     async def _changed(self, call: Call, user: bytes | None = None) -> bytes:
-        replies = await self.sender.of_all_nodes(call)
-        self.roster.doubt(user)
+        async with self.roster.changing(user):
+            replies = await self.sender.of_all_nodes(call)
         return self.sender.merged(call, replies)
 
     async def _log(self, call: Call) -> None:

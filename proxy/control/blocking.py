@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from random import uniform
+from typing import Any
 
 import trio
 
@@ -20,11 +21,12 @@ from proxy.codec import encode_request
 from proxy.codec.reply import error, integer
 from proxy.control.call import Call, Handler, Step
 from proxy.control.sending import Sender
+from proxy.control.siblings import Place, worker_of
 from proxy.dataplane import Lane
 from proxy.routing import first_slot
 from proxy.sessions import clients
 from proxy.sessions.blocking import timeout_of, with_time_left
-from proxy.sessions.session import Session
+from proxy.sessions.session import Blocked, Session
 from proxy.sessions.transaction import ASKING, NOT_HERE
 from proxy.topology.lanes import Busy, Use
 from proxy.topology.redirects import NOT_SENT_AGAIN, NOT_SERVED, REDIRECTIONS, RETRY
@@ -33,8 +35,11 @@ DEMOTED = b"-UNBLOCKED force unblock from blocking operation, instance state cha
 """A primary was made a replica (blocked.c: disconnectOrRedirectAllBlockedClients); it closes the connection then."""
 UNBLOCKED = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
 SLOWEST = 0.5  # seconds at most between two attempts to go on waiting somewhere
+UNBLOCK = "client unblock"  # what siblings are asked
+AT_ONCE = 3  # times that the engine is asked again with the word that nobody blocks yet
 UNBLOCK_TRIES = 20  # a command on its way to the engine does not block there yet
 UNBLOCK_RETRY = 0.005  # seconds
+SETTLED = 1.0  # seconds in one place behind which it is not on its way from another any more
 BACKLOG = 0.1  # seconds for which a shared lane may have stood still to be asked to free a lane quickly
 
 
@@ -46,7 +51,9 @@ class Block:
         "_attempts",
         "_deadline",
         "_lane",
+        "_leaving",
         "_room",
+        "_sent_at",
         "_slot",
         "_timeout",
         "_waits_since",
@@ -68,6 +75,8 @@ class Block:
         self._deadline = trio.current_time() + seconds
         self._waits_since = math.inf
         self._attempts = 0
+        self._sent_at = math.inf
+        self._leaving = False
         self._lane: Lane | None = None
         self._asked: int | None = None
         """The shard that an ASK names."""
@@ -87,7 +96,8 @@ class Block:
             self._finish(error(str(busy)))
             return
         self._lane = lane
-        lane.owner.patience = self._deadline - trio.current_time()
+        self._sent_at = trio.current_time()
+        lane.owner.patience = self._deadline - self._sent_at
         with sender.plane.turn():
             if asked is not None:
                 sender.plane.submit(lane, ASKING, _ignore, pinned=True)
@@ -115,6 +125,9 @@ class Block:
     def _try_later(self) -> None:
         """Nobody serves the slot now."""
         now = trio.current_time()
+        if self._leaving:
+            self._room.sender.plane.kill(self.call.session.client)
+            return
         self._waits_since = min(self._waits_since, now)
         pause = min(RETRY * 2.0 ** min(self._attempts, 8), SLOWEST) * uniform(0.5, 1.0)
         self._attempts += 1
@@ -150,6 +163,8 @@ class Block:
             self._finish(frame)
             return
         # Not served there: it waits on where the slot is now.
+        if trio.current_time() - self._sent_at > SETTLED:  # it did block there: what was before is another story
+            self._attempts, self._waits_since = 1, math.inf
         moved = frame.startswith(b"-MOVED ") or self._asked is not None
         if moved and self._attempts < REDIRECTIONS:
             self._attempts += 1
@@ -176,6 +191,9 @@ class Block:
     def _finish(self, frame: bytes) -> None:
         self._end()
         session = self.call.session
+        if self._leaving and frame == self._nothing():
+            self._room.sender.plane.kill(session.client)  # as a client that blocks and is gone
+            return
         session.blocked = session.working = None  # before the answer, behind which the next command may block
         self._room.sender.answer(self.call.request, frame)
 
@@ -194,8 +212,8 @@ class Block:
         if self.over or kept:
             told(integer(0))
         elif lane is None or not lane.attached:  # on its way: it blocks here alone
-            self._release(clean=False)
             self._finish(UNBLOCKED if with_error else self._nothing())
+            self._release(clean=False)  # behind that: what is lost with the lane is no answer
             told(integer(1))
         else:
             way = self._room.way_to(lane)
@@ -203,6 +221,36 @@ class Block:
                 told(integer(0))
                 return
             self._room.unblock(way, lane, b"ERROR" if with_error else b"TIMEOUT", told)
+
+    @property
+    def blocks(self) -> bool:
+        """Its client waits for an element: none is there that is yet to be acknowledged."""
+        return not self.over and self.call.session.blocked is self
+
+    def half_closed(self) -> None:
+        """The client sends nothing more.  What is there for it is its own, but it does not block for anything else.
+
+        It may as well be gone: as in ``cancel``, the engine is told ahead of what others push from now on.
+        """
+        if self._leaving:
+            return
+        self._leaving = True
+        lane = self._lane
+        if lane is not None and lane.attached:
+            self._leave(AT_ONCE)
+        else:  # not sent yet: by the time it were, it would take what came later
+            self._room.sender.plane.kill(self.call.session.client)
+
+    def _leave(self, tries: int) -> None:
+        def told(frame: bytes) -> None:
+            if frame == integer(1) or not self.blocks:
+                return  # the engine's word is the end of it
+            if tries:
+                self._leave(tries - 1)  # before anything that others push meanwhile
+            else:
+                self._room.let_go(self)
+
+        self.ask_to_unblock(False, told)
 
     def cancel(self) -> None:
         """The client is gone: nothing may fall to it any more.
@@ -229,8 +277,9 @@ class Block:
 class BlockingCommands:
     """See the module.  ``patience``: seconds for which a command waits for somebody to serve its slot."""
 
-    def __init__(self, sender: Sender, sessions: dict[int, Session], patience: float) -> None:
+    def __init__(self, sender: Sender, sessions: dict[int, Session], patience: float, place: Place) -> None:
         self.sender = sender
+        self.place = place
         self.patience = patience
         self.blocks: set[Block] = set()
         self._sessions = sessions
@@ -240,10 +289,15 @@ class BlockingCommands:
         self._waiting: set[Lane] = set()
         """Those of them that are clean and free otherwise."""
         self._wanted = trio.Event()
+        self._nursery: trio.Nursery | None = None
         self.handlers: dict[bytes, Handler] = {b"client|unblock": self._unblock}
 
     async def run(self) -> None:
         """Try again, for ever, what no shard takes now."""
+        async with trio.open_nursery() as self._nursery:
+            await self._try_again()
+
+    async def _try_again(self) -> None:
         while True:
             await self._wanted.wait()
             while self._parked:
@@ -265,6 +319,16 @@ class BlockingCommands:
     def park(self, block: Block) -> None:
         self._parked.append(block)
         self._wanted.set()
+
+    def let_go(self, block: Block) -> None:
+        """Of a client that sends nothing more."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._let_go, block)
+
+    async def _let_go(self, block: Block) -> None:
+        """The engine serves it or lets it go, whose word is the end of it either way."""
+        if block.blocks and not await _ended(block, with_error=False) and block.blocks:
+            self.sender.plane.kill(block.call.session.client)
 
     def serves(self, shard: int) -> bool:
         """Whether it is worth while to connect to the shard's primary."""
@@ -308,25 +372,54 @@ class BlockingCommands:
         if isinstance(asked, bytes):
             self.sender.answer(call.request, asked)
             return None
-        session = self._sessions.get(asked.client)
-        blocked = session.blocked if session is not None else None
+        if not self.place.alone and worker_of(asked.client) != self.place.number:
+            return self._unblock_elsewhere(call, asked)
+        blocked = self._blocked_in(asked.client)
         if isinstance(blocked, Block):
             return self._unblock_at_engine(call, blocked, asked.with_error)
-        if session is not None and blocked is not None:
-            session.blocked = None
-            blocked.unblock(asked.with_error)
-        self.sender.answer(call.request, integer(0 if blocked is None else 1))
+        self.sender.answer(call.request, integer(self._unblock_here(asked.client, asked.with_error)))
         return None
 
+    def _blocked_in(self, client: int) -> Blocked | None:
+        session = self._sessions.get(client)
+        return session.blocked if session is not None else None
+
+    def _unblock_here(self, client: int, with_error: bool) -> int:
+        """Of a client that no engine blocks: how many that were."""
+        blocked = self._blocked_in(client)
+        if blocked is None:
+            return 0
+        self._sessions[client].blocked = None
+        blocked.unblock(with_error)
+        return 1
+
     async def _unblock_at_engine(self, call: Call, block: Block, with_error: bool) -> None:
-        frame = integer(0)
-        for attempt in range(UNBLOCK_TRIES):
-            if attempt:
-                await trio.sleep(UNBLOCK_RETRY)
-            frame = await _answer_of(block, with_error)
-            if frame == integer(1) or block.over:
-                break
-        self.sender.answer(call.request, frame if frame == integer(1) else integer(0))
+        self.sender.answer(call.request, integer(await _ended(block, with_error)))
+
+    async def _unblock_elsewhere(self, call: Call, asked: clients.Unblock) -> None:
+        unblocked = sum(await self.place.siblings.ask(UNBLOCK, [asked.client, asked.with_error]))
+        self.sender.answer(call.request, integer(unblocked))
+
+    async def answer_sibling(self, value: Any) -> int:
+        """UNBLOCK on behalf of another worker's client: how many that were."""
+        client, with_error = value
+        blocked = self._blocked_in(client)
+        if isinstance(blocked, Block):
+            return await _ended(blocked, with_error)
+        with self.sender.plane.turn():
+            return self._unblock_here(client, with_error)
+
+
+async def _ended(block: Block, with_error: bool) -> int:
+    """1 when the engine ended it, 0 when something else did."""
+    for attempt in range(UNBLOCK_TRIES):
+        if attempt:
+            await trio.sleep(UNBLOCK_RETRY)
+        if await _answer_of(block, with_error) == integer(1):
+            return 1
+        if block.over:
+            break
+    return 0
 
 
 async def _answer_of(block: Block, with_error: bool) -> bytes:

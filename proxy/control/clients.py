@@ -1,13 +1,18 @@
-"""CLIENT: what needs more than the session that asks: LIST and KILL over all clients, NO-TOUCH, IMPORT-SOURCE, CAPA."""
+"""CLIENT: what needs more than the session that asks: LIST and KILL over all clients, NO-TOUCH, IMPORT-SOURCE, CAPA.
+
+All clients are those of this process and of its siblings, which are asked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 from proxy.codec.reply import OK, error, integer, verbatim
 from proxy.control.call import Call, Handler, Step
 from proxy.control.sending import Sender
+from proxy.control.siblings import Place
 from proxy.sessions.clients import describe, facts
 from proxy.sessions.filters import BadFilter, Filters, parse
 from proxy.sessions.session import Session
@@ -15,18 +20,37 @@ from proxy.topology.lanes import Busy
 from shard.client import Arg, ConnectionLost, ControlConnection, ReplyError
 
 SYNTAX = b"-ERR syntax error\r\n"
+NO_SUCH_CLIENT = b"-ERR No such client\r\n"
+NOBODY = -1  # no client's number
 NO_TOUCH, IMPORT_SOURCE = "NO-TOUCH", "IMPORT-SOURCE"
 CAPABILITIES = {b"redirect": "r"}
 USER, DATABASE = b"user", b"db"
 
-_GoOn = Callable[[Call, Filters], None]
+LIST, KILL, KILL_ADDRESS = "client list", "client kill", "client kill address"
+"""What siblings are asked."""
+
+
+class _Asked(NamedTuple):
+    """Filters, and the words that they were read from with what was learnt for that."""
+
+    filters: Filters
+    words: Sequence[bytes]
+    databases: int
+    users: frozenset[bytes]
+
+    def for_siblings(self) -> tuple[list[bytes], int, list[bytes]]:
+        return list(self.words), self.databases, list(self.users)
+
+
+_GoOn = Callable[[Call, _Asked], "Step | None"]
 
 
 class ClientCommands:
     """See the module.  ``sessions`` are all of this proxy's, by client id, oldest first."""
 
-    def __init__(self, sender: Sender, sessions: Mapping[int, Session]) -> None:
+    def __init__(self, sender: Sender, sessions: Mapping[int, Session], place: Place) -> None:
         self.sender = sender
+        self.place = place
         self.plane = sender.plane
         self.cluster = sender.cluster
         self.sessions = sessions
@@ -44,28 +68,68 @@ class ClientCommands:
     def _list(self, call: Call) -> Step | None:
         return self._with_filters(call, call.args[2:], self._show)
 
-    def _show(self, call: Call, filters: Filters) -> None:
-        chosen = self._chosen(call, filters, skip_me=False)
-        text = b"".join(describe(each) + b"\n" for each in chosen)
-        self.sender.answer(call.request, verbatim(text, call.session.protocol))
+    def _show(self, call: Call, asked: _Asked) -> Step | None:
+        mine = _lines(self._chosen(call, asked.filters, skip_me=False))
+        if not self.place.alone:
+            return self._show_all(call, asked, mine)
+        self.sender.answer(call.request, verbatim(mine, call.session.protocol))
+        return None
+
+    async def _show_all(self, call: Call, asked: _Asked, mine: bytes) -> None:
+        others = await self.place.siblings.ask(LIST, asked.for_siblings())
+        self.sender.answer(call.request, verbatim(b"".join([mine, *others]), call.session.protocol))
 
     def _kill(self, call: Call) -> Step | None:
         if len(call.args) == 3:
-            self._kill_address(call, call.args[2])
-            return None
+            return self._kill_address(call, call.args[2])
         return self._with_filters(call, call.args[2:], self._kill_chosen)
 
-    def _kill_address(self, call: Call, address: bytes) -> None:
+    def _kill_address(self, call: Call, address: bytes) -> Step | None:
         """CLIENT KILL addr:port, the form of old: it may hit who asks."""
-        found = [each for each in self.sessions.values() if facts(each).address == address]
-        if not found:
-            self.sender.answer(call.request, b"-ERR No such client\r\n")
-            return
-        self._end(call, found, OK)
+        found = self._at(address)
+        if found:
+            self._end(call, found, OK)
+            return None
+        if not self.place.alone:
+            return self._kill_address_elsewhere(call, address)
+        self.sender.answer(call.request, NO_SUCH_CLIENT)
+        return None
 
-    def _kill_chosen(self, call: Call, filters: Filters) -> None:
-        chosen = self._chosen(call, filters, skip_me=True)
+    async def _kill_address_elsewhere(self, call: Call, address: bytes) -> None:
+        killed = sum(await self.place.siblings.ask(KILL_ADDRESS, address))
+        self.sender.answer(call.request, OK if killed else NO_SUCH_CLIENT)
+
+    def _kill_chosen(self, call: Call, asked: _Asked) -> Step | None:
+        if not self.place.alone:
+            return self._kill_everywhere(call, asked)
+        chosen = self._chosen(call, asked.filters, skip_me=True)
         self._end(call, chosen, integer(len(chosen)))
+        return None
+
+    async def _kill_everywhere(self, call: Call, asked: _Asked) -> None:
+        """Those of siblings first: who asks may be among its own, and is told how many they were."""
+        elsewhere = sum(await self.place.siblings.ask(KILL, asked.for_siblings()))
+        chosen = self._chosen(call, asked.filters, skip_me=True)
+        self._end(call, chosen, integer(len(chosen) + elsewhere))
+
+    # -- what siblings ask -----------------------------------------------------------------------------
+    def answer_sibling(self, what: str, value: Any) -> Any:
+        """LIST, KILL or KILL_ADDRESS on behalf of another worker's client: lines, or how many were closed."""
+        if what == KILL_ADDRESS:
+            return self._close(self._at(value))
+        words, databases, users = value
+        filters = parse(words, databases, frozenset(users).__contains__)
+        chosen = [each for each in self.sessions.values() if filters.match(facts(each), NOBODY, False)]
+        return _lines(chosen) if what == LIST else self._close(chosen)
+
+    def _close(self, sessions: Sequence[Session]) -> int:
+        with self.plane.turn():
+            for session in sessions:
+                self.plane.kill(session.client)
+        return len(sessions)
+
+    def _at(self, address: bytes) -> list[Session]:
+        return [each for each in self.sessions.values() if facts(each).address == address]
 
     def _chosen(self, call: Call, filters: Filters, skip_me: bool) -> list[Session]:
         me = call.session.client.id
@@ -87,16 +151,15 @@ class ClientCommands:
         mentions = {word.lower().removeprefix(b"not-") for word in words}
         if (DATABASE in mentions and not self._databases) or USER in mentions:
             return self._ask_and_go_on(call, words, go_on)
-        self._go_on(call, words, go_on, frozenset())
-        return None
+        return self._go_on(call, words, go_on, frozenset())
 
-    def _go_on(self, call: Call, words: Sequence[bytes], go_on: _GoOn, users: frozenset[bytes]) -> None:
+    def _go_on(self, call: Call, words: Sequence[bytes], go_on: _GoOn, users: frozenset[bytes]) -> Step | None:
         try:
             filters = parse(words, self._databases, users.__contains__)
         except BadFilter as bad:
             self.sender.answer(call.request, error(str(bad)))
-            return
-        go_on(call, filters)
+            return None
+        return go_on(call, _Asked(filters, words, self._databases, users))
 
     async def _ask_and_go_on(self, call: Call, words: Sequence[bytes], go_on: _GoOn) -> None:
         try:
@@ -108,7 +171,9 @@ class ClientCommands:
             text = f"CLUSTERDOWN the filters could not be checked ({problem}): try again"
             self.sender.answer(call.request, error(text))
             return
-        self._go_on(call, words, go_on, users)
+        step = self._go_on(call, words, go_on, users)
+        if step is not None:
+            await step
 
     async def _connect(self) -> ControlConnection:
         node = self.cluster.primary(self.sender.any_shard())
@@ -162,6 +227,10 @@ class ClientCommands:
         claimed = {CAPABILITIES[name] for word in call.args[2:] if (name := word.lower()) in CAPABILITIES}
         call.session.capabilities |= claimed
         self.sender.answer(call.request, OK)
+
+
+def _lines(sessions: Sequence[Session]) -> bytes:
+    return b"".join(describe(each) + b"\n" for each in sessions)
 
 
 def _switch(word: bytes) -> bool | None:

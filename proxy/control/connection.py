@@ -86,7 +86,11 @@ class ConnectionCommands:
     async def _ask_engine(self, call: Call, login: Login, protocol: int | None, name: bytes | None) -> None:
         frame = await self.logins.check(*login)
         if frame == OK:
-            self._logged_in(call, login[0], protocol, name)
+            session, (user, password) = call.session, login
+            before, session.password = session.password, password
+            self._logged_in(call, user, protocol, name)
+            if session.identity.user != text_of(user):
+                session.password = before  # there was no room for it
         elif frame.startswith(b"-WRONGPASS"):
             await self._wrong(call, frame)
         else:
@@ -130,8 +134,6 @@ class ConnectionCommands:
         False: there are too many, and the call is answered so.
         """
         session = call.session
-        if identity.user != session.identity.user and session.transaction is not None:
-            session.transaction.abandon()
         try:
             self.sender.adopt(session, identity)
         except Busy as busy:

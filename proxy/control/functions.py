@@ -7,8 +7,8 @@ that has libraries and lacks this one is left as it is: that may be somebody's i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import structlog
 import trio
@@ -36,12 +36,13 @@ class Missed(NamedTuple):
 
 
 class Libraries:
-    """See the module."""
+    """See the module.  ``may_write()``: no pause postpones what writes, and all that comes behind it on its lane."""
 
-    def __init__(self, sender: Sender, redirects: Redirects) -> None:
+    def __init__(self, sender: Sender, redirects: Redirects, may_write: Callable[[], bool]) -> None:
         self.sender = sender
         self.plane = sender.plane
         self.redirects = redirects
+        self._may_write = may_write
         self.log = structlog.get_logger("control")
         self._missed: list[Missed] = []
         self._wanted = trio.Event()
@@ -92,9 +93,9 @@ class Libraries:
 
     async def _restore(self, missed: Missed, lists: dict[int, bytes]) -> bool:
         """Give a shard without libraries those of one that has the function."""
-        if lists.get(missed.shard) != b"*0\r\n":
+        if lists.get(missed.shard) != b"*0\r\n" or not self._may_write():
             return False
-        donor = next((shard for shard, reply in lists.items() if missed.name in _functions(reply)), None)
+        donor = next((shard for shard, reply in lists.items() if missed.name in registered(reply)), None)
         if donor is None:
             return False
         dump = await self._ask(donor, DUMP)
@@ -120,14 +121,18 @@ class Libraries:
         return frames[0]
 
 
-def _functions(reply: bytes) -> Iterator[bytes]:
-    """Names of the functions in a FUNCTION LIST reply (RESP2)."""
+def registered(reply: bytes) -> dict[bytes, frozenset[bytes]]:
+    """The functions in a FUNCTION LIST reply (RESP2), and what they declare (``no-writes`` ...)."""
     if is_error(reply):
-        return
-    libraries: Sequence[list[object]] = decode(reply)
+        return {}
+    libraries: Sequence[list[Any]] = decode(reply)
+    found = {}
     for library in libraries:
-        fields = dict(zip(library[::2], library[1::2], strict=True))
-        functions = fields[b"functions"]
-        assert isinstance(functions, list)
-        for function in functions:
-            yield dict(zip(function[::2], function[1::2], strict=True))[b"name"]
+        for function in _pairs(library)[b"functions"]:
+            fields = _pairs(function)
+            found[fields[b"name"]] = frozenset(fields[b"flags"])
+    return found
+
+
+def _pairs(values: list[Any]) -> dict[bytes, Any]:
+    return dict(zip(values[::2], values[1::2], strict=True))

@@ -10,9 +10,10 @@ import trio
 
 from proxy.codec import encode_request
 from proxy.codec.reply import OK, array, bulk, bulk_value, decode, elements, error, integer_value, is_error, verbatim
-from proxy.control.call import Call, Handler
+from proxy.control.call import Call, Handler, Step
 from proxy.control.permissions import Permissions
 from proxy.control.sending import NOT_SERVED, Sender
+from proxy.control.siblings import Place
 from proxy.control.versions import numbers
 from proxy.dataplane import Lane
 from proxy.routing import (
@@ -35,6 +36,7 @@ from proxy.sessions.transaction import NOT_HERE
 from proxy.topology.lanes import Owner
 from shard.client import ConnectionLost, ReplyError
 
+INFO = "info"  # what siblings are asked
 NOPERM = b"-NOPERM "
 SCAN_RETRY = 0.02  # seconds before a SCAN whose slot is not served is tried again
 SCAN_SHARDS = 16  # shards at most that one step of SCAN goes over
@@ -50,15 +52,18 @@ class Scanned(NamedTuple):
 
 
 class MergedCommands:
-    """See the module.  ``own_info()`` gives INFO's sections about the proxy itself; ``patience`` in seconds."""
+    """See the module.  ``own_info(siblings)`` gives INFO's sections about the proxy itself, with what its siblings
+    answered to INFO; ``patience`` in seconds."""
 
     def __init__(
         self,
         sender: Sender,
         permissions: Permissions,
-        own_info: Callable[[], dict[str, dict[str, object]]],
+        own_info: Callable[[Sequence[dict[str, int]]], dict[str, dict[str, object]]],
         patience: float,
+        place: Place,
     ) -> None:
+        self.place = place
         self.sender = sender
         self.permissions = permissions
         self.cluster = sender.cluster
@@ -239,12 +244,21 @@ class MergedCommands:
                 nursery.start_soon(one, at, shard)
         self.sender.answer(call.request, aggregate(call.command, call.args, frames, call.session.protocol))
 
-    def _info(self, call: Call) -> None:
+    def _info(self, call: Call) -> Step | None:
+        if not self.place.alone:
+            return self._info_of_all(call)
+        self._gather_info(call, ())
+        return None
+
+    async def _info_of_all(self, call: Call) -> None:
+        self._gather_info(call, await self.place.siblings.ask(INFO, None))
+
+    def _gather_info(self, call: Call, siblings: Sequence[dict[str, int]]) -> None:
         names = call.args[1:]
         sections = shard_sections(names)
 
         def answer(texts: Sequence[bytes]) -> None:
-            text = merge_info(names, texts, self._own_info(), self._shard_figures())
+            text = merge_info(names, texts, self._own_info(siblings), self._shard_figures())
             self.sender.answer(call.request, verbatim(text, call.session.protocol))
 
         def combine(frames: list[bytes]) -> None:

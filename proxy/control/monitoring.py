@@ -24,6 +24,11 @@ NO_KEYS = b"-ERR Replica can't interact with the keyspace\r\n"
 NOT_QUEUED = frozenset({b"multi", b"exec", b"discard", b"watch", b"reset", b"quit"})
 MAY_REPLICATE = frozenset({b"publish", b"spublish"})
 HIDDEN = b"(redacted)"
+SECRETS: dict[bytes, dict[bytes, int]] = {
+    b"hello": {b"auth": 2},
+    b"migrate": {b"auth": 1, b"auth2": 2},
+}
+"""Options behind which there are users and passwords, and how many words of these."""
 _ESCAPES = dict(zip(b'\\"\n\r\t\a\b', rb'\\ \" \n \r \t \a \b'.split(), strict=True))
 _SHOWN = [_ESCAPES.get(byte) or (b"%c" % byte if 0x20 <= byte <= 0x7E else b"\\x%02x" % byte) for byte in range(256)]
 
@@ -109,7 +114,12 @@ def _without_passwords(call: Call) -> Sequence[bytes]:
     name, args = call.command.name, call.args
     if name == b"auth":
         return [args[0], *[HIDDEN] * (len(args) - 1)]
-    if name == b"hello" and b"auth" in (lowered := [word.lower() for word in args]):
-        at = lowered.index(b"auth") + 1
-        return [HIDDEN if at <= index < at + 2 else word for index, word in enumerate(args)]
-    return args
+    secret = SECRETS.get(name)
+    if secret is None:
+        return args
+    shown = list(args)
+    for at, word in enumerate(args):
+        # Where a name or a key looks like the option, more is hidden than has to be.
+        for hidden in range(at + 1, min(at + 1 + secret.get(word.lower(), 0), len(args))):
+            shown[hidden] = HIDDEN
+    return shown

@@ -31,7 +31,7 @@ PROTECTED_SETTINGS = (
 
 LATER = frozenset(
     {
-        *(b"client|pause", b"client|unpause", b"script|debug"),
+        *(b"script|debug",),
     }
 )
 """What has no right answer yet gets an error that says so."""

@@ -24,7 +24,7 @@ from proxy.sessions.session import Session
 from proxy.sessions.subscriptions import Subscriptions
 from proxy.topology.channels import Hub
 from proxy.topology.feeds import CHANNEL, KINDS, PATTERN, RESERVED, SHARD, Kind
-from proxy.topology.links import Link
+from proxy.topology.links import PING, Link
 from proxy.topology.watch import NodeWatch
 from shard.client import ConnectionLost, ReplyError
 
@@ -162,9 +162,26 @@ class PubSubCommands:
             frames.append(_confirmation(session, kind.subscribe, name, mine.count(kind)))
         self._confirm(session, call.request, frames)
 
-    def _unsubscribe(self, call: Call) -> None:
-        session = call.session
+    def _unsubscribe(self, call: Call) -> Step | None:
         kind = UNSUBSCRIBE[call.command.name]
+        mine = call.session.subscriptions
+        held = mine.feeds[kind] if mine is not None else {}
+        links = self.hub.bringing([held[name] for name in call.args[1:] or held if name in held])
+        if links:
+            return self._unsubscribe_behind(call, kind, links)
+        self._unsubscribed(call, kind)
+        return None
+
+    async def _unsubscribe_behind(self, call: Call, kind: Kind, links: Sequence[Link]) -> None:
+        """What was published before may be on its way here yet though its publisher was answered: it comes first."""
+        with trio.move_on_after(self.hub.patience):
+            async with trio.open_nursery() as nursery:
+                for link in links:
+                    nursery.start_soon(_asked, link, PING)
+        self._unsubscribed(call, kind)
+
+    def _unsubscribed(self, call: Call, kind: Kind) -> None:
+        session = call.session
         mine = session.subscriptions
         names: list[bytes | None] = list(call.args[1:])
         if not names:

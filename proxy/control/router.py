@@ -10,11 +10,12 @@ import trio
 from proxy.codec import BARRIER as STOPS
 from proxy.codec import Limits, ParseTable, decode_request, encode_request, key_slot
 from proxy.codec.reply import bulk_value, elements, error, is_error
-from proxy.control.blocking import BlockingCommands
+from proxy.control.blocking import Block, BlockingCommands
 from proxy.control.call import Call, Handler, Step
 from proxy.control.connection import ConnectionCommands
 from proxy.control.monitoring import MonitorCommands
-from proxy.control.permissions import Permissions
+from proxy.control.pausing import Pausing
+from proxy.control.permissions import ALWAYS, Permissions
 from proxy.control.policy import DANGEROUS, LATER, Policy, not_supported
 from proxy.control.pubsub import BARRIERS as PUBSUB_BARRIERS
 from proxy.control.pubsub import refusal as of_subscriber
@@ -49,7 +50,7 @@ BARRIERS = frozenset(
         *(b"auth", b"hello", b"reset", b"quit", b"select", b"acl"),
         *(b"multi", b"exec", b"discard", b"watch", b"unwatch"),
         *PUBSUB_BARRIERS,
-        *(b"client", b"wait", b"waitaof", b"scan", b"randomkey", b"script", b"function"),
+        *(b"client", b"wait", b"waitaof", b"scan", b"randomkey", b"script", b"function", b"info"),
     }
 )
 """Commands that change how the session's next one travels, or take several steps of their own."""
@@ -58,10 +59,12 @@ HTTP = frozenset({b"post", b"host:"})
 """Names that no command has and every HTTP request of another's page brings: its connection is closed at once."""
 HTTP_INITIALS = b"pPhH"
 WARN_AGAIN = 60.0  # seconds before that is logged again
+NAMES_IT = 3  # words of an administrator's command that tell which one it is, and what about
 LONG_VALUE = 64  # bytes of a value above which the engine is not shown it when it is only asked for leave
 REPEATED = frozenset({b"wait", b"waitaof"})
 """Commands that applications send in the same words again and again, each behind its writes."""
 MOST_REPEATED = 1024  # of them, looked up and checked once
+LONGEST_REPEATED = 128  # bytes; what is longer was not meant to be understood
 
 REFRESH = 5.0  # seconds at least between two readings of COMMAND because of an unknown name
 
@@ -80,6 +83,7 @@ class Router:
         scripts: ScriptCommands,
         tracking: TrackingCommands,
         monitors: MonitorCommands,
+        pausing: Pausing,
         families: Iterable[Mapping[bytes, Handler]],
         limits: Limits,
         patience: float,
@@ -94,6 +98,7 @@ class Router:
         self.scripts = scripts
         self.tracking = tracking
         self.monitors = monitors
+        self.pausing = pausing
         self.table = CommandTable(())
         self._repeated: dict[bytes, tuple[Sequence[bytes], Command]] = {}
         self.calls = 0
@@ -106,7 +111,7 @@ class Router:
         self._monitored = False
         self._warn_again = 0.0
         self._handlers: dict[bytes, Handler] = dict(waits.handlers)
-        for family in families:
+        for family in (pausing.handlers, *families):
             self._handlers |= family
         self.transactions = TransactionCommands(sender, connection, waits, dict(self._handlers), patience)
         self._handlers |= self.transactions.handlers
@@ -125,6 +130,7 @@ class Router:
         table = self.table
         barriers = {command.name.partition(b"|")[0] for command in table if self._takes_steps(command)} | BARRIERS
         barriers |= {command.name for command in table if command.is_blocking}
+        barriers |= self.pausing.names_to_stop(table)
         overrides = {name.partition(b"|")[0] for name in (*self._handlers, *DANGEROUS, *LATER)}
         if self._one_by_one:
             # Barriers all: nothing of a client is sent behind a command that may have to be sent again.
@@ -179,6 +185,16 @@ class Router:
         self.permissions.forget()
         self._set_tables()
 
+    def passwords(self, identity: Identity) -> set[bytes]:
+        """With which the sessions that travel as this identity logged in."""
+        return {each.password for each in self.connection.sessions.values() if each.identity == identity}
+
+    def part_from(self, identity: Identity, passwords: frozenset[bytes]) -> None:
+        """Close the sessions that travel as this identity and logged in with one of these passwords, now."""
+        for session in list(self.connection.sessions.values()):
+            if session.identity == identity and session.password in passwords:
+                self.plane.kill(session.client)
+
     def expel(self, user: str, identity: Identity | None = None) -> None:
         """A user is deleted, or no shard lets it in any more: its sessions are closed.
 
@@ -201,6 +217,11 @@ class Router:
         """Whether every command comes to control, for MONITOR to see."""
         self._monitored = on
         self._prepare()
+
+    def paused(self) -> None:
+        """Other commands than before are postponed."""
+        if len(self.table):
+            self._prepare()
 
     @staticmethod
     def _takes_steps(command: Command) -> bool:
@@ -266,10 +287,13 @@ class Router:
         self.sender.part(session)
         self.tracking.gone(session)
         self.monitors.gone(session)
+        self.pausing.gone(session)
 
     def half_closed(self, client: Client) -> None:
         session: Session = client.session
-        if session.blocked is not None:
+        if isinstance(session.blocked, Block):
+            session.blocked.half_closed()
+        elif (session.blocked is not None or session.parked) and not self.plane.winding_up:
             self.plane.kill(client)  # as the engine does with a client that blocks
 
     def command(self, request: Request) -> None:
@@ -282,8 +306,7 @@ class Router:
         try:
             step = self._dispatch(session, request)
         except Exception:
-            self.log.exception("command failed", command_id=request.command_id)
-            self.sender.answer(request, b"-ERR internal error of the proxy, see its log\r\n")
+            self._failed(request)
             return
         if step is not None:
             assert self._nursery is not None
@@ -298,11 +321,14 @@ class Router:
             try:
                 await step
             except Exception:
-                self.log.exception("command failed", command_id=request.command_id)
-                self.sender.answer(request, b"-ERR internal error of the proxy, see its log\r\n")
+                self._failed(request)
             finally:
                 if session.working is scope:  # once it has answered, the next command may be at work
                     session.working = None
+
+    def _failed(self, request: Request) -> None:
+        self.log.exception("command failed", command_id=request.command_id)
+        self.sender.answer(request, b"-ERR internal error of the proxy, see its log\r\n")
 
     def _dispatch(self, session: Session, request: Request) -> Step | None:
         known = self._repeated.get(request.raw)
@@ -320,7 +346,7 @@ class Router:
         command = self.table.lookup(args)
         if command is None:
             self.refresh()
-            self._refuse(session, request, lookup_error(self.table, args))
+            self.refuse(session, request, lookup_error(self.table, args))
             return None
         session.last_command = command.name
         # The parser knows containers only: whether FUNCTION LOAD or XGROUP CREATE writes, its subcommand tells.
@@ -331,19 +357,19 @@ class Router:
             if command.name == b"exec" and session.transaction is not None:
                 session.transaction.abort(request, short)  # even refused, EXEC ends the transaction and what it watches
             else:
-                self._refuse(session, request, short)
+                self.refuse(session, request, short)
             return None
         refusal = of_subscriber(session, command, args) or self.monitors.refusal(session, command)
         if refusal is not None:
-            self._refuse(session, request, refusal)
+            self.refuse(session, request, refusal)
             return None
         refusal = self.policy.refusal(command, args)
         if refusal is not None:
             self.refused += 1
-            self._refuse(session, request, refusal)
+            self.refuse(session, request, refusal)
             return None
         call = Call(session, request, args, command)
-        if not self.permissions.free(session) and self._is_checked(command):
+        if not self.permissions.free(session) and (self._is_checked(command) or self._is_queued_here(call)):
             asked = self._to_be_checked(call)
             if asked is not None:
                 return self._check(call, asked)
@@ -353,14 +379,24 @@ class Router:
         """Whether a command that was looked up and checked before goes straight to its handler."""
         if not session.authenticated or session.in_multi or session.tracking is not None:
             return False
-        if self.monitors.watching or not self.permissions.free(session):
+        if self.monitors.watching or self.pausing.mode or not self.permissions.free(session):
             return False
         return of_subscriber(session, command, args) is None and self.monitors.refusal(session, command) is None
+
+    @staticmethod
+    def _is_queued_here(call: Call) -> bool:
+        """Whether a transaction may answer QUEUED without a shard that looks at it: there is no key to find one by."""
+        if not call.session.in_multi or call.command.name in ALWAYS:
+            return False
+        return not call.command.is_keyed or first_slot(call.command, call.args) is None
 
     @staticmethod
     def _to_be_checked(call: Call) -> Sequence[bytes] | None:
         """The words to ask about; None: one shard gets all of it, and looks at it itself."""
         command, args = call.command, call.args
+        if b"admin" in command.flags and not command.is_keyed:
+            # There may be passwords behind it, which a node would log.
+            return [*args[:NAMES_IT], *[b""] * (len(args) - NAMES_IT)]
         if command.request_policy != b"multi_shard":
             return args
         taken = None if call.session.in_multi else split(command, args)
@@ -384,9 +420,26 @@ class Router:
             else:
                 self.sender.answer(call.request, text)
         else:
-            self._refuse(call.session, call.request, refusal)
+            self.refuse(call.session, call.request, refusal)
 
     def _proceed(self, call: Call) -> Step | None:
+        if self.pausing.mode and self.pausing.stops(call):
+            return self.pausing.hold(call)
+        return self.pass_on(call)
+
+    def again(self, call: Call) -> None:
+        """A call that was held at the gate has its turn once more."""
+        try:
+            step = self._proceed(call)
+        except Exception:
+            self._failed(call.request)
+            return
+        if step is not None:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._carry_out, call.session, call.request, step)
+
+    def pass_on(self, call: Call) -> Step | None:
+        """Do a call that nothing holds."""
         if self.monitors.watching:
             self.monitors.seen(call)
         if call.session.tracking is None:
@@ -405,7 +458,8 @@ class Router:
                 self.scripts.put_ahead_of_exec(call)
             return self.transactions.within(call)
         handler = self._handlers.get(command.name)
-        if command.name in REPEATED and len(self._repeated) < MOST_REPEATED:
+        short = command.name in REPEATED and len(call.request.raw) <= LONGEST_REPEATED
+        if short and len(self._repeated) < MOST_REPEATED:
             self._repeated[call.request.raw] = args, command
         if handler is not None:
             return handler(call)
@@ -422,7 +476,8 @@ class Router:
             self._warn_again = trio.current_time() + WARN_AGAIN
             self.log.warning("a client sent HTTP (POST or Host:), as cross protocol scripting does", address=address)
 
-    def _refuse(self, session: Session, request: Request, frame: bytes) -> None:
+    def refuse(self, session: Session, request: Request, frame: bytes) -> None:
+        """Answer an error that says that nothing has run; a transaction remembers it."""
         if session.in_multi and session.transaction is not None:
             session.transaction.refuse(request, frame)
         else:
@@ -433,10 +488,10 @@ class Router:
         if not call.session.in_multi and split(call.command, call.args) is not None:
             return True
         if len(slots_of(extract(call.command, call.args), call.args)) > 1:
-            self._refuse(call.session, call.request, CROSSSLOT)
+            self.refuse(call.session, call.request, CROSSSLOT)
             return False
         if len(call.args) > MOST_WORDS:
-            self._refuse(call.session, call.request, TOO_LARGE)
+            self.refuse(call.session, call.request, TOO_LARGE)
             return False
         call.request.raw = guarded(call.command, call.args)
         return True

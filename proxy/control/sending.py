@@ -12,11 +12,11 @@ from proxy.dataplane import DataPlane, Lane, Request
 from proxy.routing import Part, Split, aggregate
 from proxy.routing.slot_map import Node
 from proxy.sessions.session import Session
-from proxy.sessions.transaction import NOT_HERE, Places
+from proxy.sessions.transaction import Places
 from proxy.topology.cluster import Cluster
 from proxy.topology.lanes import Busy, Identity, Lanes
 from proxy.topology.logins import Denied
-from proxy.topology.redirects import NOT_SENT_AGAIN, UNKNOWN
+from proxy.topology.redirects import NOT_SENT_AGAIN, UNKNOWN, is_elsewhere
 from shard.client import ConnectionLost, ReplyError, format_address
 
 NOT_SERVED = b"-CLUSTERDOWN no shard serves any slot: send the command again\r\n"
@@ -75,6 +75,8 @@ class Sender(Places):
         if session.subscriptions is not None:
             session.subscriptions.speak(identity.protocol)
         self.plane.set_lanes(session.client, lanes, self._concern_of_user(identity.user))
+        if session.transaction is not None:
+            session.transaction.follow(before, identity)
         if before.own and before != identity:
             self.lanes.drop(before)
             self.lanes.disturbed(before.own)
@@ -135,7 +137,7 @@ class Sender(Places):
 
         def replied(frame: bytes) -> None:
             unsent = lane.closed and not lane.sent  # it could not be connected: held like any other command
-            elsewhere = unsent or frame.startswith(NOT_HERE)
+            elsewhere = unsent or is_elsewhere(request, frame)
             if elsewhere and not unsent:
                 self.redirected(lane, frame)
             self.lanes.release(lane, clean=not lane.closed)

@@ -16,6 +16,7 @@ from proxy.observe.metrics import WaitCommand, WaitResult
 from proxy.sessions.session import Session
 
 MOST_READ = 1024  # requests whose meaning is kept
+LONGEST_READ = 128  # bytes of one
 UNBLOCKED = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
 
 
@@ -89,7 +90,7 @@ class WaitCommands:
                 self.observe("wait" if call.command.name == b"wait" else "waitaof", "refused", 0.0, None)
                 self.sender.answer(call.request, error(str(refused)))
                 return
-            if len(self._read) < MOST_READ:
+            if len(self._read) < MOST_READ and len(call.request.raw) <= LONGEST_READ:
                 self._read[call.request.raw] = asked
         session = call.session
         question = self.acks.question(session.client, session.memory, asked)

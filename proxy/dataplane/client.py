@@ -234,6 +234,17 @@ class Client(Party):
         self._ahead_bytes = 0
         return size
 
+    def read_anew(self) -> None:
+        """Commands are others than they were: what has arrived of an unfinished request is looked at from its start."""
+        if self._state is None:
+            return
+        self._chunks[:0] = self._ahead
+        self._buffered += self._ahead_bytes
+        self._need += self._ahead_bytes
+        self._ahead = []
+        self._ahead_bytes = 0
+        self._state = None
+
     def advance(self) -> None:
         """Go on with what arrived while the client was stopped, fenced or full."""
         if self.closed:
@@ -551,6 +562,14 @@ class Client(Party):
         if not self.closed:
             self.update_interest()
 
+    def end_input(self) -> None:
+        """Read nothing more than what has come: that is answered, then the client is closed."""
+        if self._eof or self._draining or self.closed:
+            return
+        self._receive()
+        if not (self._eof or self.closed):
+            self._end_of_input()
+
     def finish(self) -> None:
         """Close once what is under way was answered and sent; nothing more is read."""
         self._draining = True
@@ -578,7 +597,10 @@ class Client(Party):
             return
         self.closed = True
         plane = self.plane
-        plane.discard(self.sock)
+        if plane.winding_up:
+            plane.linger(self.sock)
+        else:
+            plane.discard(self.sock)
         self.batches.clear()
         self.out = []
         self._late = None

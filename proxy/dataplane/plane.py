@@ -30,6 +30,7 @@ ASKING = b"*1\r\n$6\r\nASKING\r\n"
 EVENTS = 4096  # taken from the kernel in one turn; it hands them out fairly, the longest ready first
 ACCEPTS = 64  # connections taken in one go, so that a storm of them leaves the others their turn
 TOO_MANY = b"-ERR max number of clients reached\r\n"
+MAX_DROPPED = 1 << 16  # bytes in one go
 MAX_KEEPALIVE = 32767  # seconds; the kernel refuses more (tcp.h: MAX_TCP_KEEPIDLE)
 
 DEFAULT_LIMITS = Limits()
@@ -91,6 +92,9 @@ class DataPlane(Plane):
         self.listeners: list[Listener] = []
         self.no_lanes = [Lane(self, NO_SHARD)]
         self._handlers: dict[int, Handler] = {}
+        self.winding_up = False
+        """Nobody is accepted any more, and clients that are closed linger."""
+        self._lingering: list[socket.socket] = []
         self._closing: list[socket.socket] = []
         self._ids = client_ids if client_ids is not None else iter(range(1, 1 << 53))
         self._turning = False
@@ -215,6 +219,34 @@ class DataPlane(Plane):
             if listener.fd not in self._handlers:
                 self.register(listener.fd, select.EPOLLIN, listener)
 
+    def wind_up(self) -> None:
+        """Stop listening.  Who has connected by now is let in; clients that are closed from now on linger."""
+        with self.turn():
+            for listener in self.listeners:
+                if self._handlers.pop(listener.fd, None) is not None:
+                    self.epoll.unregister(listener.fd)
+                    listener.on_event(0)
+                listener.sock.close()
+        self.listeners.clear()
+        self.winding_up = True
+
+    def linger(self, sock: socket.socket) -> None:
+        """Forget a client's socket, but keep it open until the client has closed its end (``let_linger``).
+
+        Closed with something unread, it would be reset, and what was sent last might never be read (RFC 1122 4.2.2.13).
+        """
+        fd = sock.fileno()
+        del self._handlers[fd]
+        self.epoll.unregister(fd)
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+        self._lingering.append(sock)
+
+    def let_linger(self) -> int:
+        """Close the lingering sockets whose clients have closed theirs; how many are left."""
+        self._lingering = [sock for sock in self._lingering if not _at_end(sock)]
+        return len(self._lingering)
+
     def admit(self, sock: socket.socket) -> None:
         """Take in an accepted client socket, or turn it away as Redis does at ``maxclients``."""
         sock.setblocking(False)
@@ -236,6 +268,8 @@ class DataPlane(Plane):
         self.table = table
         self.command_flags = flags
         self.splitters = splitters or {}
+        for client in self.clients.values():
+            client.read_anew()
 
     def set_routes(self, shard_of_slot: list[int]) -> None:
         """Swap slot -> shard index.  Clients with commands under way are fenced: their order stays whole."""
@@ -421,6 +455,11 @@ class DataPlane(Plane):
         with self.turn():
             client.resume(mode)
 
+    def end_input(self, client: Client) -> None:
+        """Close a client once all that it has sent so far was read, carried out and answered."""
+        with self.turn():
+            client.end_input()
+
     def finish(self, client: Client) -> None:
         """Close a client once what it asked so far was answered and sent."""
         with self.turn():
@@ -471,4 +510,22 @@ class DataPlane(Plane):
             listener.sock.close()
         for client in list(self.clients.values()):
             client.close()
+        for sock in self._lingering:
+            sock.close()
         self.epoll.close()
+
+
+def _at_end(sock: socket.socket) -> bool:
+    """Drop what a lingering client sent; True, and closed, when it sends nothing more."""
+    try:
+        for _ in range(ACCEPTS):
+            if not sock.recv(MAX_DROPPED):
+                break
+        else:
+            return False
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    sock.close()
+    return True

@@ -1,4 +1,4 @@
-"""The admin endpoint: health, readiness, metrics and topology over HTTP.
+"""The admin endpoint: health, readiness, metrics, topology and orders over HTTP.
 
 What lives here: the routes and the way they are served (Starlette on Hypercorn's trio worker). What may not: figures,
 which the server keeps.
@@ -30,6 +30,7 @@ from starlette.routing import Route
 
 from proxy.errors import UserError
 from proxy.observe.metrics import Metrics
+from proxy.observe.orders import Ordered, order_routes
 from proxy.settings import AdminSettings
 
 _SLOTS = 16384
@@ -37,7 +38,7 @@ _STUCK_PEER_MS = 5000  # well above any scrape on a private network, and short e
 _GRACE_S = 1.0
 
 
-class Observed(Protocol):
+class Observed(Ordered, Protocol):
     """What the admin endpoint needs of the server."""
 
     @property
@@ -89,9 +90,9 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def admin_app(server: Observed) -> Starlette:
-    """The ASGI application: ``/healthz``, ``/readyz``, ``/metrics``, ``/topology``, ``/traces/CLIENT``.
+    """The ASGI application: ``/healthz``, ``/readyz``, ``/metrics``, ``/topology``, ``/traces/CLIENT``, and orders.
 
-    All of it is read only: who can reach it can look, and run no command.
+    All but orders is read only: who can reach it can look, and run no command.
     """
 
     async def healthz(request: Request) -> Response:
@@ -117,15 +118,18 @@ def admin_app(server: Observed) -> Starlette:
         return JSONResponse(found)
 
     async def index(request: Request) -> Response:
-        return PlainTextResponse("Ackgate admin: /healthz /readyz /metrics /topology /traces/CLIENT\n")
+        paths = "/healthz /readyz /metrics /topology /traces/CLIENT, POST /switchover"
+        return PlainTextResponse(f"Ackgate admin: {paths}\n")
 
     handlers = {"/": index, "/healthz": healthz, "/readyz": readyz, "/metrics": metrics, "/topology": topology}
     routes = [Route(path, handler) for path, handler in handlers.items()]
-    return Starlette(routes=[*routes, Route("/traces/{client:int}", trace)])
+    return Starlette(routes=[*routes, Route("/traces/{client:int}", trace), *order_routes(server)])
 
 
 def unready_reason(topology: dict[str, Any]) -> str:
     """Why a proxy with this topology is not ready, in words for a person."""
+    if topology.get("draining"):
+        return "the proxy is being stopped"
     shards = topology.get("shards") or []
     if not shards:
         return "the cluster has not been discovered yet"
@@ -153,6 +157,17 @@ async def serve_admin(
 ) -> None:
     """Serves the admin endpoint on ``listener`` (from ``bind_admin``, taken over) until cancelled; started with its
     (host, port)."""
+    await serve_app(admin_app(server), listener, log=log, task_status=task_status)
+
+
+async def serve_app(
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    log: Any,
+    task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """As ``serve_admin``, of any application."""
     address = listener.getsockname()[:2]
     config = Config()
     config.bind = f"fd://{listener.detach()}"
@@ -160,7 +175,7 @@ async def serve_admin(
     config.include_server_header = False
     config.logger_class = _forwarding(log)
     async with trio.open_nursery() as nursery:
-        await nursery.start(hypercorn.trio.serve, admin_app(server), config)
+        await nursery.start(hypercorn.trio.serve, app, config)
         task_status.started((str(address[0]), int(address[1])))
 
 

@@ -50,6 +50,9 @@ class Counters(TypedDict, total=False):
     Users:
       ``logins_refused`` wrong passwords; ``users_healed`` ACL users given to nodes that lacked them; ``users_differ``
       nodes whose users are not those of most others now.
+    CLIENT PAUSE and other proxies:
+      ``paused`` now: 0 nothing, 1 writes, 2 all; ``parked`` commands that wait for the end; ``pauses`` begun; ``peers``
+      other proxies that are heard; ``peer_messages_refused`` that were not sealed with our secret, or not in time.
     Routing:
       ``moved``, ``ask``, ``tryagain`` redirections followed; ``splits`` multi-key commands split by slot; ``fanouts``
       commands sent to several shards; ``outcome_unknown`` writes answered with "outcome unknown"; ``refused``
@@ -94,6 +97,11 @@ class Counters(TypedDict, total=False):
     logins_refused: int
     users_healed: int
     users_differ: int
+    paused: int
+    parked: int
+    pauses: int
+    peers: int
+    peer_messages_refused: int
     moved: int
     ask: int
     tryagain: int
@@ -156,11 +164,15 @@ ConcernResult = Literal["reached", "deadline", "passed", "refused", "unconfirmed
 WaitResult = Literal["reached", "deadline", "unconfirmed", "refused", "gone"]
 """``reached`` as many as asked; ``deadline`` fewer, at the timeout; ``unconfirmed`` a life had ended, so there was no
 number; ``refused`` an error; ``gone`` the client left."""
+SwitchoverResult = Literal["done", "incomplete", "rolled_back"]
+"""``incomplete``: the new primary leads, and something behind that is not as it should be."""
 StepName = Literal["dispatch", "execute", "relay", "replicate", "persist"]
 
 _WAIT_COMMANDS: Final[tuple[WaitCommand, ...]] = ("wait", "waitaof")
 _CONCERN_RESULTS: Final[tuple[ConcernResult, ...]] = ("reached", "deadline", "passed", "refused", "unconfirmed")
 _WAIT_RESULTS: Final[tuple[WaitResult, ...]] = ("reached", "deadline", "unconfirmed", "refused", "gone")
+_SWITCHOVER_RESULTS: Final[tuple[SwitchoverResult, ...]] = ("done", "incomplete", "rolled_back")
+_SWITCHOVER_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 MOST_CHILDREN: Final = 64  # counters found without asking for their labels
 _STEPS: Final[tuple[StepName, ...]] = ("dispatch", "execute", "relay", "replicate", "persist")
 _SHORT: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
@@ -179,6 +191,9 @@ _GAUGES: Final[tuple[tuple[str, str, str], ...]] = (
     ("identities", "identities", "Combinations of user, database and protocol that have lanes now."),
     ("tracking", "tracking_clients", "Clients now that have their keys tracked, on lanes of their own."),
     ("users_differ", "nodes_with_differing_users", "Nodes whose ACL users are not those of most others."),
+    ("paused", "paused", "CLIENT PAUSE now: 0 nothing is postponed, 1 writes, 2 everything."),
+    ("parked", "parked_commands", "Commands that wait for the end of a pause now."),
+    ("peers", "peers", "Other proxies in front of the cluster that are heard now."),
     ("subscriptions_shared", "shared_subscriptions", "Channels and patterns subscribed at nodes now."),
     ("subscription_links", "subscription_links_open", "Connections to nodes now that carry subscriptions."),
     ("held", "held_commands", "Commands held now, because their slots have no primary."),
@@ -231,6 +246,12 @@ _COUNTERS: Final[tuple[tuple[str, str, str], ...]] = (
     ),
     ("logins_refused", "logins_refused", "Wrong passwords."),
     ("users_healed", "users_given_to_nodes", "ACL users given to nodes that had joined or were wiped."),
+    ("pauses", "pauses", "Times clients were paused, by this proxy or another."),
+    (
+        "peer_messages_refused",
+        "peer_messages_refused",
+        "Messages on the proxies' channel that were not sealed with our secret, or not in time.",
+    ),
     ("discoveries", "discoveries", "Times the slot map was read from the cluster."),
     ("discovery_failures", "discovery_failures", "Times no node could be asked for the slot map."),
 )
@@ -317,6 +338,23 @@ class Metrics:
         for command in _WAIT_COMMANDS:
             for replicas in range(MANY_REPLICAS + 1):
                 self._wait_replicas.labels(command, _replicas_label(replicas))
+        self._switchover_seconds = Histogram(
+            "ackgate_switchover_seconds",
+            "Planned switchovers by how they ended: from the beginning to the former primary in step as a replica.",
+            ("result",),
+            buckets=_SWITCHOVER_BUCKETS,
+            registry=self.registry,
+        )
+        self._switchover_stall = Histogram(
+            "ackgate_switchover_stall_seconds",
+            "For how long a planned switchover held the commands of its shard.",
+            ("result",),
+            buckets=_SWITCHOVER_BUCKETS,
+            registry=self.registry,
+        )
+        for switchover_result in _SWITCHOVER_RESULTS:
+            self._switchover_seconds.labels(switchover_result)
+            self._switchover_stall.labels(switchover_result)
         self._round_waiters = Histogram(
             "ackgate_ack_round_waiters",
             "How many waited for a round of acknowledgments.",
@@ -353,6 +391,11 @@ class Metrics:
                 if len(self._replicas_children) < MOST_CHILDREN:
                     self._replicas_children[command, replicas] = counter
             counter.inc()
+
+    def observe_switchover(self, result: SwitchoverResult, seconds: float, stall: float) -> None:
+        """Counts a planned switchover that took ``seconds`` in all and held commands for ``stall``."""
+        self._switchover_seconds.labels(result).observe(seconds)
+        self._switchover_stall.labels(result).observe(stall)
 
     def observe_round(self, waiters: int) -> None:
         """Counts a round of acknowledgments that was begun for so many."""

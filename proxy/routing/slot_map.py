@@ -71,6 +71,8 @@ class SlotMap:
     next_index: int = 0
     shard_of_slot: array[int] = field(init=False, repr=False)
     """Index of the serving shard for each of the 16384 slots, NO_SHARD for none.  Read only."""
+    node_ids: frozenset[bytes] = field(init=False, repr=False)
+    """The ids of its nodes, as far as they are known."""
     _by_index: dict[int, Shard] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +81,8 @@ class SlotMap:
             for first, last in shard.ranges:
                 owners[first : last + 1] = array("H", [shard.index]) * (last + 1 - first)
         object.__setattr__(self, "shard_of_slot", owners)
+        ids = frozenset(node.node_id for shard in self.shards for node in shard.nodes if node.node_id)
+        object.__setattr__(self, "node_ids", ids)
         object.__setattr__(self, "_by_index", {shard.index: shard for shard in self.shards})
 
     @classmethod
@@ -191,11 +195,7 @@ def choose_view(views: Sequence[View], previous: SlotMap | None = None, *, previ
         return None
     # A cluster made anew at the same addresses starts its epochs again; its nodes have other ids.
     older = max(view.current_epoch for view in best) < previous_epoch
-    return None if older and not _node_ids(chosen).isdisjoint(_node_ids(previous)) else chosen
-
-
-def _node_ids(slot_map: SlotMap) -> set[bytes]:
-    return {node.node_id for shard in slot_map.shards for node in shard.nodes}
+    return None if older and not chosen.node_ids.isdisjoint(previous.node_ids) else chosen
 
 
 def _informed(view: SlotMap) -> int:

@@ -90,7 +90,7 @@ def figures(sessions: Iterable[Session]) -> dict[str, int]:
     all_sessions = list(sessions)
     transactions = [each.transaction for each in all_sessions if each.transaction is not None]
     return {
-        "blocked_clients": sum(each.blocked is not None for each in all_sessions),
+        "blocked_clients": sum(each.blocked is not None or each.parked for each in all_sessions),
         "tracking_clients": sum(each.tracking is not None for each in all_sessions),
         "pubsub_clients": sum(each.subscriptions is not None for each in all_sessions),
         "watching_clients": sum(each.watching for each in transactions),
@@ -172,7 +172,7 @@ def _flags(session: Session) -> str:
         ("O", session.monitoring),
         ("P", session.subscriptions is not None),
         ("x", session.in_multi),
-        ("b", session.blocked is not None),
+        ("b", session.blocked is not None or session.parked),
         ("t", tracking is not None),
         ("B", tracking is not None and tracking.broadcast),
         ("e", session.no_evict),

@@ -57,6 +57,8 @@ class Session:
         "monitoring",
         "name",
         "no_evict",
+        "parked",
+        "password",
         "replies",
         "subscriptions",
         "tracking",
@@ -71,6 +73,8 @@ class Session:
         self.lanes: LaneSet | None = None
         """On which it travels."""
         self.authenticated = authenticated
+        self.password = b""
+        """With which it logged in as a user other than the default one."""
         self.name = b""
         self.lib_name = b""
         self.lib_ver = b""
@@ -95,6 +99,8 @@ class Session:
         """What deals with this session's barrier; cancelled when the client goes."""
         self.blocked: Blocked | None = None
         """Blocked in a command: EOF ends that, as in the engine, and so does CLIENT UNBLOCK."""
+        self.parked = False
+        """Its command waits for the end of a pause."""
         self.replies = Replies.ON
         self.unheard: set[Request] = set()
         """Commands under way whose replies CLIENT REPLY keeps back.

@@ -18,8 +18,8 @@ from proxy.codec.reply import OK, QUEUED, array, elements, error, is_error, is_n
 from proxy.dataplane import DataPlane, Lane, Request
 from proxy.routing import Command
 from proxy.sessions.session import Session
-from proxy.topology.lanes import Busy, Lanes
-from proxy.topology.redirects import NOT_SENT_AGAIN
+from proxy.topology.lanes import Busy, Identity, Lanes
+from proxy.topology.redirects import NOT_SENT_AGAIN, UNKNOWN
 
 MULTI = encode_request([b"MULTI"])
 EXEC = encode_request([b"EXEC"])
@@ -33,6 +33,8 @@ LOST = b"-EXECABORT Transaction discarded because of: the connection to the shar
 MOVED_WATCH = b"-EXECABORT Transaction discarded because of: the slot of the watched keys moved\r\n"
 CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
 RETRY = 0.02  # seconds before a transaction that met "not now" is played again
+HEARD = frozenset({b"publish", b"spublish"})
+"""No writes, and yet not to be done twice."""
 
 
 class Places(Protocol):
@@ -80,6 +82,8 @@ class Transaction:
         """By which the shard is found: of the first key, watched or queued."""
         self.queued_slot: int | None = None
         self.lane: Lane | None = None
+        self.watched: set[int] = set()
+        """The slots of what is watched."""
         self.watching = False
         self.begun = False
         """MULTI was sent to the lane."""
@@ -89,6 +93,8 @@ class Transaction:
         self.displaced = False
         """The slot is not served where the lane goes: EXEC plays everything again."""
         self.write = False
+        self.heard = False
+        """Something is queued that others hear of each time it is done."""
         self.concern = 0
         """The class of write concern of what it writes: the first of those that ask for anything."""
         self.queued: list[bytes] = []
@@ -99,6 +105,8 @@ class Transaction:
         """Places in EXEC's reply that are filled when it has run."""
         self.soils = False
         """What is queued leaves the lane's connection another than it was (SELECT, HELLO)."""
+        self.soiled = False
+        """The lane's connection is another than its identity says."""
 
     # -- before MULTI ------------------------------------------------------------------------------
     async def watch(self, request: Request, slots: frozenset[int]) -> None:
@@ -120,6 +128,7 @@ class Transaction:
             frame = OK
         if not is_error(frame):
             self.watching = True
+            self.watched.add(slot)
         elif not self.watching:
             self.end(clean=True)
         self._answer(request, frame)
@@ -178,6 +187,7 @@ class Transaction:
         if self.queued_bytes > self.plane.limits.query:  # the engine counts it to the query, too (networking.c)
             self.plane.refuse(self.session.client, "closing a client whose transaction exceeds the query limit")
             return
+        self.heard = self.heard or command.name in HEARD
         if command.counts_as_write:
             self.write = True
             concerns = (self.concern, self.session.client.concern_of(request.raw))
@@ -281,6 +291,8 @@ class Transaction:
             self.end(clean=True)
             self._answer(request, b"*0\r\n")
             return None
+        if lane is not None and any(self.places.shard_of(slot) != lane.shard for slot in self.watched):
+            self.displaced = True  # what is written there now is not seen on this lane
         if self.displaced or lane is None or lane.closed:
             if self.watching:
                 self.abort(request, LOST if lane is None or lane.closed else MOVED_WATCH)
@@ -292,6 +304,7 @@ class Transaction:
         filling: list[bytes] = []
 
         def replied(frame: bytes) -> None:
+            frame = self._outcome(frame)
             if frame.startswith(NOT_HERE):
                 self.places.redirected(lane, frame)
                 replay.append(True)
@@ -401,7 +414,11 @@ class Transaction:
         not_here = next((frame for frame in frames if frame.startswith(NOT_HERE)), None)
         if lost and not was_up and not lane.sent:
             return b"-CLUSTERDOWN the shard cannot be reached\r\n", lane
-        return not_here or frames[-1], lane
+        return not_here or self._outcome(frames[-1]), lane
+
+    def _outcome(self, frame: bytes) -> bytes:
+        """EXEC's reply: of a lost lane, only what nobody hears of may be done again."""
+        return UNKNOWN if frame == NOT_SENT_AGAIN and self.heard else frame
 
     # -- the lane ---------------------------------------------------------------------------------------------
     def _lease(self, slot: int, request: Request) -> bool:
@@ -448,12 +465,37 @@ class Transaction:
         """``clean``: nothing is watched or queued on the lane.  Else that is undone, where that makes it clean."""
         lane, self.lane = self.lane, None
         begun, self.begun = self.begun, False
+        soiled, self.soiled = self.soiled, False
         if lane is None:
             return
-        if clean or self.soils:
-            self.lanes.release(lane, clean)
+        if clean or self.soils or soiled:
+            self.lanes.release(lane, clean and not soiled)
         else:
             self.lanes.wash(lane, begun)
+
+    def follow(self, before: Identity, now: Identity) -> None:
+        """The session travels as another identity: so does the lane on which it watches, as its connection would."""
+        lane = self.lane
+        if lane is None or lane.closed or before == now:
+            return
+        if before.user != now.user or before.own or now.own:
+            self.abandon()
+            return
+        said: list[list[bytes]] = []
+        if now.database != before.database:
+            said.append([b"SELECT", b"%d" % now.database])
+        if now.protocol != before.protocol:
+            said.append([b"HELLO", b"%d" % now.protocol])
+        for mode in sorted({*before.modes} ^ {*now.modes}):
+            said.append([b"CLIENT", mode.encode(), b"ON" if mode in now.modes else b"OFF"])
+
+        def replied(frame: bytes) -> None:
+            if is_error(frame) and self.lane is lane:
+                self.abandon()
+
+        self.soiled = True
+        for words in said:
+            self._send(lane, encode_request(words), replied)
 
     def abandon(self) -> None:
         """The session's user is another: its lane is of no use to it, and what it watched counts as changed."""

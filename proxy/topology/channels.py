@@ -163,6 +163,11 @@ class Hub:
         links = (link for link in self.links.values() if link.connected and link.node is not None)
         return next((link for link in links if link.node is not None and link.node.address == address), None)
 
+    def bringing(self, feeds: Sequence[Feed]) -> list[Link]:
+        """The links on which messages of these feeds may be under way."""
+        keys = [(feed.kind, feed.name) for feed in feeds]
+        return [link for link in self.links.values() if link.connected and any(key in link.wanted for key in keys)]
+
     def home_shard(self) -> int | None:
         """Where PUBLISH reaches this proxy's clients without a way round, and in order; None: it does not matter."""
         return self.home.shard if self.home is not None and not self.home.failed else None
@@ -225,7 +230,7 @@ class Hub:
         serving = sorted(self.cluster.serving())
         links = [self._link(shard) for shard in serving]
         in_turn = [link for link in links if self.home is None or link.shard > self.home.shard]
-        connected = (link for link in links if link.connected)
+        connected = (link for link in links if link.connected and not link.failed)
         untried = (link for link in links if not link.failed)
         self.home = next(connected, None) or next(untried, None) or next(iter([*in_turn, *links]), None)
 

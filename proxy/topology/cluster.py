@@ -10,13 +10,14 @@ import structlog
 import trio
 
 from proxy.acks.incarnation import Life
-from proxy.routing.slot_map import Node, Shard, SlotMap, choose_view
+from proxy.routing.slot_map import Node, Shard, SlotMap, View, choose_view
 from proxy.settings import TimeoutSettings
 from proxy.topology.offsets import Lag
 from proxy.topology.watch import Interval, NodeWatch
 from shard.client import ConnectionLost, ControlConnection, Credentials, ReplyError, format_address
 
-BUSY_INTERVAL = 0.05  # seconds between probes while a shard cannot be served
+BUSY_INTERVAL = 0.05  # seconds between probes while a shard cannot be served ...
+BUSY_NODES = 30  # ... of a cluster of so many nodes at most; those of a larger one are asked less often
 FORGET_AFTER = 60.0  # seconds for which a node that no view names any more is still watched
 
 Address = tuple[str, int]
@@ -26,8 +27,9 @@ class Cluster:
     """See the module.
 
     ``changed(old, new)`` is called for every new map, before anybody else sees it; ``lived(life)`` for every
-    life that a probe reads; ``restarted()`` when a node came back as a new process; ``moving()`` while slots of one
-    move key by key; ``amiss()`` says whether something is not served, so that probes hurry.
+    life that a probe reads; ``restarted()`` when a node came back as a new process; ``recovered(address)`` when one
+    that had failed to answer does again; ``moving()`` while slots of one move key by key; ``amiss()`` says whether
+    something is not served, so that probes hurry.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Cluster:
         changed: Callable[[SlotMap, SlotMap], None],
         lived: Callable[[Life], None],
         restarted: Callable[[], None],
+        recovered: Callable[[Address], None],
         moving: Callable[[], None],
         amiss: Callable[[], bool],
     ) -> None:
@@ -55,8 +58,9 @@ class Cluster:
         self._changed = changed
         self._lived = lived
         self._restarted = restarted
+        self._recovered = recovered
         self._moving = moving
-        self._interval = Interval(timeouts.probe_interval, BUSY_INTERVAL, amiss)
+        self._interval = Interval(timeouts.probe_interval, self._busy_interval, lambda: amiss() or self._ails())
         self._applied_at = -1.0
         self._epoch = 0
         """The current epoch of the view that the map came from."""
@@ -77,6 +81,15 @@ class Cluster:
         """Something looks amiss: probe now."""
         self._interval.hurry()
 
+    def _busy_interval(self) -> float:
+        return BUSY_INTERVAL * max(1.0, len(self.nodes) / BUSY_NODES)
+
+    def _ails(self) -> bool:
+        """A primary leaves a probe unanswered for longer than there is between two: it may be about to be replaced."""
+        late = trio.current_time() - self.timeouts.probe_interval
+        watches = [self.nodes.get(primary.address) for primary in map(self.primary, self.serving()) if primary]
+        return any(watch and watch.asking_since is not None and watch.asking_since < late for watch in watches)
+
     # -- asking nodes ---------------------------------------------------------------------------------
     def _watch(self, host: str, port: int) -> None:
         watch = self.nodes[host, port] = NodeWatch(host, port)
@@ -87,6 +100,7 @@ class Cluster:
         connection: ControlConnection | None = None
         try:
             while self.nodes.get(watch.address) is watch:
+                failed = watch.tried and not watch.alive
                 try:
                     if connection is None or connection.closed:
                         connection = await self.connect(watch.host, watch.port)
@@ -99,6 +113,8 @@ class Cluster:
                         connection = None
                 else:
                     self._probe_answered(watch)
+                    if failed:
+                        self._recovered(watch.address)
                 self._consider()
                 await self._interval.pause()
                 await trio.sleep(random.uniform(0, 0.01))
@@ -140,7 +156,7 @@ class Cluster:
     def _hear_of(self, watch: NodeWatch) -> None:
         """Watch the nodes this one knows of; stop watching those nobody has named for long."""
         now = trio.current_time()
-        if watch.view is not None:
+        if watch.view is not None and not self._is_foreign(watch.view):
             for shard in watch.view.map.shards:
                 for node in shard.nodes:
                     if node.port:
@@ -152,6 +168,25 @@ class Cluster:
                 del self.nodes[address]
                 self._named_at.pop(address, None)
 
+    def _is_foreign(self, view: View) -> bool:
+        """Whether it names none of our nodes: a node of another cluster has got an address that was one of ours."""
+        ours = self.map.node_ids
+        return bool(ours) and ours.isdisjoint(view.map.node_ids)
+
+    def _ours(self, views: list[View]) -> list[View]:
+        """What nodes of our cluster say.
+
+        If there are none, and most addresses that we know, or were told of, are those of another cluster, it is ours,
+        made anew.
+        """
+        familiar = [view for view in views if not self._is_foreign(view)]
+        if familiar or any(watch.view and not self._is_foreign(watch.view) for watch in self.nodes.values()):
+            return familiar
+        foreign = {watch.address for watch in self.nodes.values() if watch.view is not None}
+        known = {node.address for shard in self.map.shards for node in shard.nodes}
+        most = any(2 * len(foreign & those) > len(those) for those in (known, self.seeds))
+        return views if most else []
+
     # -- choosing the map --------------------------------------------------------------------------------
     def _consider(self) -> None:
         """Take the map that the nodes agree on, if it sends anything another way than ours."""
@@ -160,7 +195,7 @@ class Cluster:
         if not self.map.version and not all(watch.tried for watch in self.nodes.values()):
             return  # the first map is not taken from the first node that happens to answer
         watches = [watch for watch in self.nodes.values() if watch.asked_at > self._applied_at]
-        views = [watch.view for watch in watches if watch.view is not None]
+        views = self._ours([watch.view for watch in watches if watch.view is not None])
         chosen = choose_view(views, self.map if self.map.version else None, previous_epoch=self._epoch)
         if chosen is None:
             self.failures += 1
@@ -216,6 +251,11 @@ class Cluster:
         if self._serving[0] is not self.map:
             self._serving = self.map, [shard.index for shard in self.map.shards if shard.ranges]
         return self._serving[1]
+
+    def led(self) -> bool:
+        """Whether the primary of every shard that serves slots answered its last probe."""
+        watches = [self.watch_of(primary) if primary else None for primary in map(self.primary, self.serving())]
+        return all(watch is not None and watch.alive for watch in watches)
 
     def answers(self, node_id: str) -> bool:
         """Whether the node answered its last probe."""

@@ -41,6 +41,7 @@ DISCARD, UNWATCH = encode_request([b"DISCARD"]), encode_request([b"UNWATCH"])
 KEEPALIVE = 30  # seconds of silence on a lane before the kernel probes its peer
 CONNECTING = 32  # leased lanes of one shard that shake hands at a time: more would only make each other late
 LOCKED_OUT_LOOK = 0.05  # seconds between two looks whether somebody needs a lane whose user is not let in
+HERD = 0.001  # seconds per identity over which those that wait for the same node spread when it is back
 PRUNE = 0.5  # how often, in terms of ``lanes.leased_idle``, it is looked for lanes that nobody uses
 
 
@@ -58,6 +59,7 @@ class Owner:
 
     __slots__ = (
         "client_id",
+        "doubted",
         "identity",
         "idle_since",
         "incarnation",
@@ -80,11 +82,21 @@ class Owner:
         """The connection's CLIENT ID at the node."""
         self.incarnation: Incarnation | None = None
         self.retiring_since: float | None = None
+        self.doubted: Doubt | None = None
         self.use: Use | None = None
         """Of a leased lane; None: it is idle."""
         self.idle_since = 0.0
         self.patience = 0.0
         """Seconds that its command may take on purpose, beyond what any may: it blocks."""
+
+
+class Doubt(NamedTuple):
+    """The node did not answer for a while, and the lane may not have survived what it was."""
+
+    since: float
+    """On trio's clock."""
+    seen: tuple[int, int, int]
+    """What would change if the lane did anything."""
 
 
 class Busy(Exception):
@@ -118,6 +130,8 @@ class LaneSet(list[Lane]):
         self.sessions = 0
         """How many travel on them."""
         self.unused_since = time.monotonic()
+        self.lost: dict[int, str] = {}
+        """Of the shards whose lanes were lost: the life of the process they were lost to."""
         self.denied: set[int] = set()
         """The shards whose primaries do not let the user in."""
 
@@ -133,7 +147,9 @@ class Lanes:
     ``primary(shard)`` is a shard's present primary; ``observe(life)`` its incarnation (None: no primary);
     ``stamp(shard, incarnation)`` what writes are remembered with; ``trouble()`` is called when a node
     could not be reached, so that topology looks again; ``logins`` makes a connection its user's;
-    ``denied(lane, frame)`` is told when a node does not let a lane's user in, ``expelled(identity)`` when none does.
+    ``denied(lane, frame)`` is told when a node does not let a lane's user in, ``expelled(identity)`` when none does;
+    ``passwords(identity)`` are those of its sessions, ``outdated(lane, passwords)`` is told which of them are another
+    user's, of the same name, by now.
     """
 
     def __init__(
@@ -150,6 +166,8 @@ class Lanes:
         logins: Logins,
         denied: Callable[[Lane, bytes], None],
         expelled: Callable[[Identity], None],
+        passwords: Callable[[Identity], set[bytes]],
+        outdated: Callable[[Lane, frozenset[bytes]], None],
     ) -> None:
         self.plane = plane
         self.settings = settings
@@ -169,6 +187,8 @@ class Lanes:
         self._logins = logins
         self._denied = denied
         self._expelled = expelled
+        self._passwords = passwords
+        self._outdated = outdated
         self._shards = 0
         self._nursery: trio.Nursery | None = None
         self._connected: defaultdict[int, set[Lane]] = defaultdict(set)
@@ -177,6 +197,8 @@ class Lanes:
         self._leased: defaultdict[int, int] = defaultdict(int)
         """Open ones by shard, idle ones included."""
         self._in_use: Counter[tuple[int, Use]] = Counter()
+        self._on_hold: dict[int, trio.Event] = {}
+        """Shards that are sent nothing for the moment; the event is set when they are again."""
         self._connecting: defaultdict[int, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(CONNECTING))
         self.base = self.of(BASE)
 
@@ -234,7 +256,8 @@ class Lanes:
         """Another password is known of a user: those of its lanes that were not let in try again."""
         for lanes in self.sets.values():
             if lanes.identity.user == user:
-                for shard in lanes.denied:
+                denied, lanes.denied = lanes.denied, set()
+                for shard in denied:
                     self._wake(lanes, shard)
 
     def grow(self, shards: int) -> None:
@@ -271,12 +294,13 @@ class Lanes:
         pause = self.settings.reconnect_min
         while not lanes.dropped:
             wake = lanes.wake[shard]
-            target = None if lanes[shard].attached else self._primary(shard)
+            target = None if lanes[shard].attached or shard in self._on_hold else self._primary(shard)
             if target is None:
                 await wake.wait()
                 continue
             try:
                 made = await self._connect(target, lanes.identity)
+                await self._part_from_outdated(lanes, shard, made)
                 self._still(target, shard, made)
                 if lanes.dropped:
                     made.connection.abort()
@@ -287,11 +311,26 @@ class Lanes:
                 await self._locked_out(lanes, shard, error(str(denied)))
             except (ConnectionLost, ReplyError, OSError):
                 self._trouble()
-                with trio.move_on_after(pause * random.uniform(0.5, 1.5)):
+                with trio.move_on_after(pause * random.uniform(0.5, 1.5)) as waited:
                     await wake.wait()
+                if not waited.cancelled_caught:
+                    await trio.sleep(random.uniform(0, HERD * len(self.sets)))
                 pause = min(pause * 2, self.settings.reconnect_max)
             else:
                 pause = self.settings.reconnect_min
+
+    async def _part_from_outdated(self, lanes: LaneSet, shard: int, made: Connected) -> None:
+        """A node that closed a lane and lives on may have deleted the user, and have another of this name by now.
+
+        The sessions of the former, who are not let in with what they gave, must not go on as the latter.
+        """
+        if lanes.lost.get(shard) == made.life.run_id:
+            refused = await self._logins.refused(
+                made.connection, lanes.identity.user, self._passwords(lanes.identity)
+            )
+            if refused and not lanes[shard].attached:
+                self._outdated(lanes[shard], refused)
+        lanes.lost.pop(shard, None)
 
     async def _locked_out(self, lanes: LaneSet, shard: int, frame: bytes) -> None:
         """The user is not let in: who needs the lane is told; comes back when it is worth another try."""
@@ -355,9 +394,9 @@ class Lanes:
     def _still(self, target: Node, shard: int, made: Connected) -> None:
         """The shard may have got another primary while we connected to this one."""
         present = self._primary(shard)
-        if present is None or present.address != target.address:
+        if present is None or present.address != target.address or shard in self._on_hold:
             made.connection.abort()
-            raise ConnectionLost("the shard has another primary by now")
+            raise ConnectionLost("the shard has, or will have, another primary by now")
 
     def _attach(self, lane: Lane, shard: int, made: Connected) -> None:
         incarnation = self._observe(made.life)
@@ -397,6 +436,10 @@ class Lanes:
     def gone(self, lane: Lane) -> Lane | None:
         """A lane was lost.  What stands in its place from now on (None: it was leased or retiring)."""
         self._forget(lane)
+        owner: Owner = lane.owner
+        lanes = self.sets.get(owner.identity)
+        if lanes is not None and owner.node_id:
+            lanes.lost[owner.shard] = owner.run_id
         return self._replace(lane)
 
     def _replace(self, lane: Lane) -> Lane | None:
@@ -458,6 +501,25 @@ class Lanes:
             if owner.identity.own:
                 self.disturbed(owner.identity.own)
         self.wake(shard)
+
+    def hold(self, shard: int) -> None:
+        """Send a shard nothing more until ``let_go``: its lanes end when what is on them is answered."""
+        self._on_hold.setdefault(shard, trio.Event())
+        self.retire(shard)
+
+    def let_go(self, shard: int) -> None:
+        """Connect to the shard's primary, which may be another by now, and send what was held."""
+        held = self._on_hold.pop(shard, None)
+        if held is not None:
+            held.set()
+            self.wake(shard)
+
+    def on_hold(self, shard: int) -> bool:
+        return shard in self._on_hold
+
+    def busy(self, shard: int) -> bool:
+        """Whether something sent to the shard is to be answered soon: it does not block on purpose."""
+        return any(lane.fifo for lane in self._connected[shard] if lane.owner.use is not Use.BLOCK)
 
     def retire_ended(self) -> list[int]:
         """Retire what belongs to a life that has ended; the shards that had such lanes."""
@@ -522,6 +584,8 @@ class Lanes:
 
     async def _connect_leased(self, lane: Lane, identity: Identity, shard: int) -> None:
         async with self._connecting[shard]:
+            while shard in self._on_hold:
+                await self._on_hold[shard].wait()
             if not lane.closed:  # by now whoever wanted it may have gone
                 await self._connect_lane(lane, identity, shard)
 
@@ -567,6 +631,11 @@ class Lanes:
         """Close a clean lane: it leaves nothing behind at the node that would have to be killed."""
         self._forget(lane, clean=True)
         self.plane.close_lane(lane)
+
+    def close_idle(self, shard: int) -> None:
+        """Close the leased lanes of a shard that nobody has now."""
+        for lane in [lane for (_, index), idle in self._idle.items() if index == shard for lane in idle]:
+            self.close(lane)
 
     async def _prune_for_ever(self) -> None:
         """Close leased lanes that nobody has used for a while, so that a crowd that was here once costs nothing."""

@@ -9,7 +9,7 @@ Passwords stay in memory; they are in no log, no ``repr`` and no label.  Some fa
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -125,6 +125,17 @@ class Logins:
         """The user is deleted."""
         self._passwords.pop(user, None)
 
+    async def refused(self, connection: ControlConnection, user: str, passwords: Iterable[bytes]) -> frozenset[bytes]:
+        """Which of these passwords a node does not take any more.  Raises ``ConnectionLost``.
+
+        The connection, which is the user's already, stays so.
+        """
+        asked = list(passwords)
+        if user == DEFAULT or not asked:
+            return frozenset()
+        replies = await connection.pipeline(*(["AUTH", name_of(user), password] for password in asked))
+        return frozenset(each for each, said in zip(asked, replies, strict=True) if isinstance(said, ReplyError))
+
     async def log_in(self, connection: ControlConnection, user: str, run_id: str) -> None:
         """Make a connection, to a node in this life of its process, this user's.
 
@@ -133,9 +144,11 @@ class Logins:
         if user == DEFAULT:
             return
         said = WRONGPASS
-        for password in list(self._passwords.get(user, ())):
+        tried: set[bytes] = set()
+        while untried := [each for each in self._passwords.get(user, ()) if each not in tried]:
+            tried.add(untried[0])  # one at a time: meanwhile somebody may log in with another
             try:
-                await connection.call("AUTH", name_of(user), password)
+                await connection.call("AUTH", name_of(user), untried[0])
             except ReplyError as refused:
                 said = str(refused)
             else:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import structlog
 import trio
 
-from proxy.codec import decode_request
+from proxy.codec import decode_request, encode_request
 from proxy.dataplane import READONLY, Client, DataPlane, Handed, Lane, Lost, Request
 from proxy.settings import TimeoutSettings
 from proxy.topology.cluster import Cluster
-from proxy.topology.lanes import Lanes, Owner, Use
+from proxy.topology.lanes import Doubt, Lanes, Owner, Use
 
 WATCHED = (
     b"-MOVED ",
@@ -38,7 +38,10 @@ SCRIPTS = frozenset({b"eval", b"eval_ro", b"evalsha", b"evalsha_ro", b"fcall", b
 REDIRECTIONS = 16  # followed for one command at once, as cluster clients do; then it is tried more slowly
 RETRY = 0.02  # seconds before a command that met "not now" is sent again
 UNSETTLED = 10.0  # seconds behind the last sign of a slot that moves key by key, for which others are expected
+PIPELINED = 100  # answers of one client's pipeline that are given in one look for holds whose time is up
 SWEEP = 0.1  # seconds between two looks for holds and lanes whose time is up
+PING = encode_request([b"PING"])
+DOUBT = 0.5  # seconds a lane has to answer, once its node answers others again, to be believed alive
 
 UNKNOWN = (
     b"-ERR the connection to the shard was lost while this command was under way: its outcome is unknown, "
@@ -53,10 +56,32 @@ class Held(NamedTuple):
     """A request whose reply was held back."""
 
     request: Request
-    asked: int | None
+    asked: int | None = None
     """The shard that an ASK names."""
-    later: bool
-    """Not to be sent again at once."""
+    refusal: bytes | None = None
+    """The reply, where it says "not now": it is not to be sent again at once."""
+
+
+class Group:
+    """What of one client was held back on one lane, in order."""
+
+    __slots__ = ("behind", "held", "mark")
+
+    def __init__(self) -> None:
+        self.held: list[Held] = []
+        self.mark = 0
+        """How many of them there were when the first "not now" was met."""
+        self.behind: list[tuple[int, int]] | None = None
+        """(slot, command id) of what its client had sent behind that one."""
+
+    @property
+    def size(self) -> int:
+        return sum(len(each.request.raw) for each in self.held)
+
+    def overtaking(self) -> Counter[tuple[int, int]]:
+        """What of that was carried out, though the first one was not."""
+        met = Counter((each.request.slot, each.request.command_id) for each in self.held[self.mark + 1 :])
+        return Counter(self.behind) - met
 
 
 class Redirects:
@@ -86,8 +111,14 @@ class Redirects:
         self._lost_write = lost_write
         self._one_by_one = one_by_one
         self._unsettled_until = 0.0
-        self._held: dict[Lane, dict[Client | None, list[Held]]] = {}
-        self._later: deque[tuple[float, list[Held], int]] = deque()
+        self._held: dict[Lane, dict[Client | None, Group]] = {}
+        self._later: deque[tuple[float, Group, int]] = deque()
+        self._later_commands: defaultdict[int, int] = defaultdict(int)
+        self._later_bytes: defaultdict[int, int] = defaultdict(int)
+        """By shard, of what is tried again later."""
+        self._given_up: dict[Client, float] = {}
+        """Clients of which a command was held for as long as may be, and when: what they had sent by then is not held
+        once more."""
         self._due = trio.Event()
 
     async def run(self) -> None:
@@ -108,6 +139,7 @@ class Redirects:
             return
         request.attempts += 1
         later = request.attempts > REDIRECTIONS
+        group = self._held.setdefault(lane, {}).setdefault(request.client, Group())
         asked: int | None = None
         if words[0] == b"MOVED":
             self.counts["moved"] += 1
@@ -129,10 +161,13 @@ class Redirects:
             self.counts["hold_timeouts"] += 1
             self.plane.answer(request, frame)
             return
-        self._hold(lane, Held(request, asked, later))
+        if later and group.behind is None:
+            group.mark = len(group.held)
+            group.behind = self.plane.behind(request, lane) if request.client is not None else []
+        group.held.append(Held(request, asked, frame if later else None))
 
-    def _hold(self, lane: Lane, held: Held) -> None:
-        self._held.setdefault(lane, {}).setdefault(held.request.client, []).append(held)
+    def _hold(self, lane: Lane, request: Request) -> None:
+        self._held.setdefault(lane, {}).setdefault(request.client, Group()).held.append(Held(request))
 
     def flush(self) -> None:
         """Send again what was held back.  To be called behind every turn of the data plane.
@@ -150,13 +185,46 @@ class Redirects:
                 if not groups:
                     del self._held[lane]
 
-    def _go_on(self, group: list[Held], shard: int) -> None:
-        if any(held.later for held in group):
-            self._later.append((trio.current_time() + RETRY, group, shard))
-            self._due.set()
+    def _go_on(self, group: Group, shard: int) -> None:
+        if group.behind is not None:
+            self._go_on_later(group, shard)
             return
-        for held in group:
+        for held in group.held:
             self.send_again(held.request, shard, held.asked)
+
+    def _go_on_later(self, group: Group, shard: int) -> None:
+        """What was refused is tried again, unless something behind it has run that must not run before it."""
+        overtaking = group.overtaking()
+        if overtaking:
+            group.held = [held for held in group.held if not self._told_overtaken(held, overtaking)]
+        limits = self.plane.limits
+        while group.held and (
+            self._later_commands[shard] + len(group.held) > limits.held_commands
+            or self._later_bytes[shard] + group.size > limits.held_bytes
+        ):
+            self.plane.answer(group.held.pop().request, HELD_TOO_MUCH)
+        if not group.held:
+            return
+        self._later_commands[shard] += len(group.held)
+        self._later_bytes[shard] += group.size
+        self._later.append((trio.current_time() + RETRY, group, shard))
+        self._due.set()
+
+    def _told_overtaken(self, held: Held, overtaking: Counter[tuple[int, int]]) -> bool:
+        request = held.request
+        if held.refusal is None or not self._conflicts(request, overtaking):
+            return False
+        self.plane.answer(request, held.refusal)
+        return True
+
+    def _conflicts(self, request: Request, others: Iterable[tuple[int, int]]) -> bool:
+        """Whether the order of a request and one of the others, (slot, command id), can make a difference."""
+        flags = self.plane.command_flags
+        reads = flags[request.command_id] & READONLY
+        return any(
+            (slot < 0 or slot == request.slot) and not (reads and flags[command_id] & READONLY)
+            for slot, command_id in others
+        )
 
     def unsettle(self) -> None:
         """A slot moves key by key."""
@@ -173,13 +241,10 @@ class Redirects:
     def _torn(self, request: Request, lane: Lane, frame: bytes) -> bool:
         """TRYAGAIN.  Should its client have sent more already that must not run before it, the client is told."""
         self.unsettle()
-        flags = self.plane.command_flags
-        reads = flags[request.command_id] & READONLY
-        for slot, command_id in self.plane.behind(request, lane):
-            if (slot < 0 or slot == request.slot) and not (reads and flags[command_id] & READONLY):
-                self.plane.answer(request, frame)
-                return True
-        return False
+        torn = self._conflicts(request, self.plane.behind(request, lane))
+        if torn:
+            self.plane.answer(request, frame)
+        return torn
 
     def _asked(self, words: list[bytes], owner: Owner) -> int | None:
         shard = self.cluster.map.find(*self.cluster.address_in(words[2], owner.node_id))
@@ -212,7 +277,9 @@ class Redirects:
                 with self.plane.turn():
                     while self._later and self._later[0][0] <= trio.current_time():
                         _, group, shard = self._later.popleft()
-                        for held in group:
+                        self._later_commands[shard] -= len(group.held)
+                        self._later_bytes[shard] -= group.size
+                        for held in group.held:
                             self.send_again(held.request, shard)
 
     # -- lost lanes ---------------------------------------------------------------------------------------------
@@ -229,7 +296,7 @@ class Redirects:
         for request, keep in self._sort(lane, lost):
             if keep:
                 self.counts["holds"] += 1
-                self._hold(lane, Held(request, None, later=False))
+                self._hold(lane, request)
         self.flush()
 
     def _leased_down(self, lane: Lane, lost: list[Lost]) -> None:
@@ -251,7 +318,8 @@ class Redirects:
         for request, handed in reversed(lost):
             keep = handed is not Handed.WHOLLY and not request.sticks
             if request.sticks:
-                pass
+                if request.write and handed is Handed.WHOLLY:
+                    unknown.add(request.client)
             elif not keep and self.plane.command_flags[request.command_id] & READONLY:
                 # One that took so long hung this lane: it is not to hang the next one for everybody, again and again.
                 hung = self.plane.now - request.born > self.timeouts.command
@@ -261,13 +329,17 @@ class Redirects:
             verdicts.append((request, keep))
         verdicts.reverse()
         with self.plane.turn():
-            for request, keep in verdicts:
+            for (request, keep), (_, handed) in zip(verdicts, lost, strict=True):
                 if not keep:
-                    self._fail(request, lane)
+                    self._fail(request, lane, handed)
         return verdicts
 
-    def _fail(self, request: Request, lane: Lane) -> None:
-        if request.sticks or self.plane.command_flags[request.command_id] & READONLY:
+    def _fail(self, request: Request, lane: Lane, handed: Handed) -> None:
+        if request.sticks:
+            certain = not (request.write and handed is Handed.WHOLLY)  # EXEC on a lane of its session's own
+        else:
+            certain = bool(self.plane.command_flags[request.command_id] & READONLY)
+        if certain:
             self.plane.answer(request, NOT_SENT_AGAIN)
             return
         self.counts["outcome_unknown"] += 1
@@ -282,6 +354,15 @@ class Redirects:
                 self.plane.answer(request, frame)
                 if request.client is not None and not request.client.closed:
                     self.plane.finish(request.client)
+
+    def sift(self, lane: Lane) -> None:
+        """Take off what clients that are gone had parked on a lane."""
+        with self.plane.turn():
+            for request in self.plane.reclaim(lane):
+                if request.client is not None and request.client.closed:
+                    request.answer(NOT_SENT_AGAIN)
+                else:
+                    self.plane.resubmit(request, lane)
 
     # -- holds ----------------------------------------------------------------------------------------------------
     def routes_changed(self) -> None:
@@ -308,25 +389,70 @@ class Redirects:
     async def _sweep_for_ever(self) -> None:
         while True:
             await trio.sleep(SWEEP)
+            self._expire_holds()
             with self.plane.turn():
                 self.flush()
                 self._settle_down()
-                self._expire_holds()
+                self._bound_holds()
                 self._end_retiring()
                 self._lose_hung()
+                self._lose_dead()
+
+    def _parking(self) -> list[Lane]:
+        """The lanes on which something is parked."""
+        return [lane for lanes in self.lanes.sets.values() for lane in lanes if not lane.attached and lane.fifo]
 
     def _expire_holds(self) -> None:
-        for lanes in self.lanes.sets.values():
-            for lane in lanes:
-                if not lane.attached and self.plane.lane_age(lane) > self.timeouts.hold:
+        for client, since in list(self._given_up.items()):
+            if client.closed or client.last_read > since:
+                del self._given_up[client]
+        for _ in range(PIPELINED):  # what a client's last answer lets go is looked at, too
+            with self.plane.turn():
+                late = [lane for lane in self._parking() if self._is_late(lane)]
+                for lane in late:
                     self._expire(lane)
+            if not late:
+                return
+
+    def _is_late(self, lane: Lane) -> bool:
+        if self.plane.lane_age(lane) > self.timeouts.hold:
+            return True
+        return bool(self._given_up) and not self._given_up.keys().isdisjoint(self.plane.clients_on(lane))
 
     def _expire(self, lane: Lane) -> None:
         text = NOT_SERVED % self.timeouts.hold
         for request in self.plane.reclaim(lane):
-            if self.plane.now - request.born > self.timeouts.hold:
+            if self.plane.now - request.born > self.timeouts.hold or request.client in self._given_up:
                 self.counts["hold_timeouts"] += 1
+                if request.client is not None:
+                    self._given_up[request.client] = self.plane.now
                 self.plane.answer(request, text)
+            else:
+                self.plane.resubmit(request, lane)
+
+    def _bound_holds(self) -> None:
+        """Of all that is parked for a shard, whoever it is from, no more than may be."""
+        limits = self.plane.limits
+        commands: Counter[int] = Counter()
+        sizes: Counter[int] = Counter()
+        parking = self._parking()
+        for lane in parking:
+            commands[lane.shard] += len(lane.out)
+            sizes[lane.shard] += lane.held_bytes
+        for shard in commands:
+            if commands[shard] > limits.held_commands or sizes[shard] > limits.held_bytes:
+                self._shed([lane for lane in parking if lane.shard == shard])
+
+    def _shed(self, lanes: list[Lane]) -> None:
+        """Refuse the newest of what is parked on these lanes."""
+        limits = self.plane.limits
+        parked = [(request, lane) for lane in lanes for request in self.plane.reclaim(lane)]
+        parked.sort(key=lambda each: each[0].born)
+        size = 0
+        for commands, (request, lane) in enumerate(parked, 1):
+            size += len(request.raw)
+            if commands > limits.held_commands or size > limits.held_bytes:
+                self.plane.answer(request, HELD_TOO_MUCH)
             else:
                 self.plane.resubmit(request, lane)
 
@@ -347,12 +473,56 @@ class Redirects:
             if age > limit + owner.patience or (age > limit < self.cluster.silence(owner.node_id)):
                 lane.lose(f"no reply within {limit:g} s")
 
+    # -- lanes that may be dead at the other end --------------------------------------------------------------
+    def doubt(self, shard: int) -> None:
+        """A shard's primary answers after it did not for a while.  It may have hung, or the way there was cut: lanes
+        that did not survive that would swallow what is sent on them.  Each has to show that it lives.
+        """
+        self.lanes.close_idle(shard)
+        with self.plane.turn():
+            for lane in list(self.lanes.connected(shard)):
+                owner: Owner = lane.owner
+                if owner.use is Use.BLOCK:
+                    continue  # it may be silent for as long as its client likes; the kernel looks after it
+                owner.doubted = Doubt(trio.current_time(), _activity(lane))
+                if not owner.leased:  # within a transaction it would count as one of its commands
+                    self.plane.submit(lane, PING, lambda frame, owner=owner: _believe(owner), pinned=True)  # type: ignore[misc]
+
+    def _lose_dead(self) -> None:
+        now = trio.current_time()
+        for lane in list(self.lanes.all_connected()):
+            owner: Owner = lane.owner
+            doubted = owner.doubted
+            if doubted is None:
+                continue
+            if doubted.seen != _activity(lane) or (owner.leased and not lane.fifo):
+                owner.doubted = Doubt(now, _activity(lane))
+            elif now - doubted.since > DOUBT + self.cluster.silence(owner.node_id):
+                lane.lose("no reply, while its node answers others")
+
     @property
     def held(self) -> tuple[int, int]:
         """(commands, bytes) parked now."""
-        lanes = [lane for lanes in self.lanes.sets.values() for lane in lanes if not lane.attached]
-        later = sum(len(group) for _, group, _ in self._later)
-        return sum(len(lane.out) for lane in lanes) + later, sum(lane.held_bytes for lane in lanes)
+        lanes = self._parking()
+        commands = sum(len(lane.out) for lane in lanes) + sum(self._later_commands.values())
+        return commands, sum(lane.held_bytes for lane in lanes) + sum(self._later_bytes.values())
+
+
+def _believe(owner: Owner) -> None:
+    owner.doubted = None
+
+
+def _activity(lane: Lane) -> tuple[int, int, int]:
+    """Changes whenever the lane sends or receives."""
+    return lane.sent, lane.outstanding, id(lane.fifo[0]) if lane.fifo else 0
+
+
+def is_elsewhere(request: Request, frame: bytes) -> bool:
+    """Whether a reply is the engine's own "not here" or "not now", behind which nothing has run."""
+    if not frame.startswith(WATCHED) or IN_A_SCRIPT in frame:
+        return False
+    words = frame[1:-2].split(b" ")
+    return words[0] not in (b"MOVED", b"ASK") or _sent_elsewhere(request, words)
 
 
 def _sent_elsewhere(request: Request, words: list[bytes]) -> bool:

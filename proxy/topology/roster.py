@@ -14,7 +14,8 @@ Passwords are hashes in ACL LIST, and SETUSER takes them as such; none is logged
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
 import structlog
 import trio
@@ -101,6 +102,9 @@ class Roster:
         self._doubted: set[bytes | None] = set()
         """Users who may have other rules than were read; None: all of them."""
         self._doubted_at = 0.0
+        self._changing = 0
+        """Changes of users that are on their way to the nodes."""
+        self._giving = trio.Lock()
         self._refused = False
         self._free: dict[bytes, bool] = {}
         """What was found out since a node was last read."""
@@ -171,6 +175,17 @@ class Roster:
         self._free.clear()
         self._changed()
         self._hurry()
+
+    @asynccontextmanager
+    async def changing(self, user: bytes | None) -> AsyncIterator[None]:
+        """While a change of a user (None: of several) is on its way, by this proxy, nobody is given any."""
+        async with self._giving:
+            self._changing += 1
+        try:
+            yield
+        finally:  # also when whoever wanted it has gone: some nodes may have taken it
+            self._changing -= 1
+            self.doubt(user)
 
     def _hurry(self) -> None:
         self._look.set()
@@ -258,13 +273,16 @@ class Roster:
         mine.lacking = Counter({name: mine.lacking[name] + 1 for name in others - {self._own}})
         for name, readings in mine.lacking.items() if self._heal and mine.may_be_given else ():
             soon = mine.newborn and name not in mine.users and readings > 1
-            if (readings >= STEADY or soon) and name in wanted and name not in mine.touched:
-                await self._give(watch, connection, name, wanted[name])
+            if (readings < STEADY and not soon) or name not in wanted or name in mine.touched:
+                continue
+            async with self._giving:
+                if self._is_still_so(watch, mine, name, wanted[name]):
+                    await self._give(watch, connection, name, wanted[name])
         self._report(watch, sorted(name for name, readings in mine.lacking.items() if readings >= STEADY))
 
     def _of_most(self, watch: NodeWatch, mine: NodeUsers) -> dict[bytes, bytes]:
         """The users in which most nodes agree.  The node itself has a say where it has such a user by choice."""
-        alike = [each for address, each in self._nodes.items() if self._same_version(watch, address)]
+        alike = self._alike(watch)
         votes = Counter(pair for each in alike for pair in each.users.items())
         wanted = {}
         for (name, rules), count in votes.items():
@@ -274,6 +292,17 @@ class Roster:
             if (count - own) * 2 > others or not others:
                 wanted[name] = rules
         return wanted
+
+    def _is_still_so(self, watch: NodeWatch, mine: NodeUsers, name: bytes, rules: bytes) -> bool:
+        """Whether most of the others have the user behind the last change, too: it may have been deleted just now."""
+        if self._changing:
+            return False
+        others = [each for each in self._alike(watch) if each is not mine]
+        have = [each for each in others if each.users.get(name) == rules and each.asked_at > self._doubted_at]
+        return len(have) * 2 > len(others)
+
+    def _alike(self, watch: NodeWatch) -> list[NodeUsers]:
+        return [each for address, each in self._nodes.items() if self._same_version(watch, address)]
 
     def _same_version(self, watch: NodeWatch, address: tuple[str, int]) -> bool:
         other = self._cluster.nodes.get(address)

@@ -40,6 +40,8 @@ class NodeWatch:
         """Slots of it are on their way, key by key."""
         self.asked_at = -math.inf
         """When the view was asked for, on trio's clock."""
+        self.asking_since: float | None = None
+        """When the question was put that it has not answered yet; None: there is none."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -89,7 +91,7 @@ class NodeWatch:
 
     async def probe(self, connection: ControlConnection, previous: SlotMap) -> None:
         """Ask once.  Raises ``ConnectionLost``."""
-        asked_at = trio.current_time()
+        asked_at = self.asking_since = trio.current_time()
         node_id, info, shards, slots, cluster, nodes, settings = await connection.pipeline(
             ["CLUSTER", "MYID"],
             ["INFO", *SECTIONS],
@@ -119,6 +121,7 @@ class NodeWatch:
                 raise ConnectionLost(str(error)) from None
             self.view = View(node_id, epoch, view)
         self.asked_at = asked_at
+        self.asking_since = None
         self.alive = True
         self.tried = True
         self.failure = ""
@@ -127,6 +130,7 @@ class NodeWatch:
         """The node did not answer."""
         self.tried = True
         self.failure = reason
+        self.asking_since = None
         self.view = None
         self.alive = False
 
@@ -134,7 +138,7 @@ class NodeWatch:
 class Interval:
     """How long a probe waits for its next turn; shorter while something is amiss, ended by ``hurry``."""
 
-    def __init__(self, quiet: float, busy: float, amiss: Callable[[], bool]) -> None:
+    def __init__(self, quiet: float, busy: Callable[[], float], amiss: Callable[[], bool]) -> None:
         self._quiet = quiet
         self._busy = busy
         self._amiss = amiss
@@ -146,7 +150,7 @@ class Interval:
 
     async def pause(self) -> None:
         hurry = self._hurry
-        with trio.move_on_after(self._busy if self._amiss() else self._quiet):
+        with trio.move_on_after(self._busy() if self._amiss() else self._quiet):
             await hurry.wait()
 
 

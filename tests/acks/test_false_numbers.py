@@ -35,6 +35,8 @@ from tests.harness import Up, until
 from tests.system.nodes import Node, Shard, configured, metric, migrate, promote, unconfirmed
 from tests.system.wire import Wire
 
+ALONE = 'ackgate_ack_fallbacks_total{kind="alone"}'
+
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
@@ -314,6 +316,12 @@ def test_a_planned_switchover_that_carried_everything_answers_with_the_number(qu
             assert idle.call("WAITAOF", 1, 1, 0) == BOTH
             assert fsync.call("WAITAOF", 1, 1, 0) == BOTH
         assert naive.call(address(shard.primary), "WAIT", 1, 0).startswith(b"-ERR"), "there it is an error"
+        alone = metric(quick, ALONE)
+        for _ in range(5):
+            put(idle, shard)
+            assert idle.call("WAIT", 1, 0) == ONE
+            assert writing.call("WAITAOF", 1, 1, 0) == BOTH
+        assert metric(quick, ALONE) == alone, "and from then on they are answered like all others"
         assert metric(quick, "ackgate_waits_open") == 1, "who asks for more than there are waits on"
         assert metric(quick, "ackgate_acks_unconfirmed_total") == before
 

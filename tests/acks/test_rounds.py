@@ -10,11 +10,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from proxy.acks.incarnation import Incarnations
+from proxy.acks.arguments import Asked
+from proxy.acks.crowd import PURGE, Crowd
+from proxy.acks.incarnation import Incarnations, Stamp
 from proxy.acks.markers import MARKER_LANES
 from proxy.acks.pace import Pace
 from proxy.acks.primary import AckLane, Primary
 from proxy.acks.rounds import ShardRounds
+from proxy.acks.wait import Acks, Memory
 from proxy.acks.waiters import Gate, Shared, Waiter
 from proxy.dataplane import DataPlane, Lane, Lost
 from shard.client import ConnectionLost, ControlConnection
@@ -121,6 +124,35 @@ async def rounds(primary: Node, make: Make) -> ShardRounds:
 
         await come_true(in_step, "both replicas are in step")
     return make(primary.connect)
+
+
+@pytest.fixture
+async def crowd(primary: Node, plane: DataPlane) -> AsyncIterator[Crowd]:
+    acks = Acks(
+        plane,
+        connect=lambda shard: primary.connect(),
+        distrust=lambda shard, primary: trusted(primary),
+        restamp=lambda shard, tick, generation: None,
+        shards=lambda: [0],
+        ended=lambda: None,
+        answers=lambda node_id: True,
+        hint=lambda: None,
+    )
+    crowd = Crowd(acks, plane.turn)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(acks.run)
+        nursery.start_soon(crowd.run)
+        await wait_all_tasks_blocked()
+        yield crowd
+        nursery.cancel_scope.cancel()
+    acks.of(0).reset()
+
+
+class Unwritten:
+    """A session that wrote nothing."""
+
+    def __init__(self) -> None:
+        self.writes: dict[int, list[Stamp]] = {}
 
 
 async def write(node: Node) -> None:
@@ -323,3 +355,91 @@ async def test_a_node_that_is_a_replica_by_now_is_not_taken_at_its_word(
         await unwritten.gate.wait()
     assert (wrote.gate.failure, unwritten.gate.failure) == (None, None)
     assert (wrote.local, unwritten.local) == (1, 1)
+
+
+async def test_deadlines_of_waits_that_were_answered_are_not_kept_until_they_come(crowd: Crowd) -> None:
+    asked = Asked(0, 1, 3600.0, fsync=False)
+    for _ in range(4):
+        answered = Gate(PURGE)
+
+        def done(frame: bytes | None, counts: object, answered: Gate = answered) -> None:
+            assert frame is not None and int(frame[1:]) >= 1
+            answered.enough()
+
+        for _ in range(PURGE):
+            crowd.ask(crowd.acks.question(Unwritten(), Memory(), asked), done)
+        with trio.fail_after(PATIENCE_S):
+            await answered.wait()
+    assert not crowd._members and not crowd.acks.of(0)._sought
+    assert len(crowd._deadlines) <= 2 * PURGE
+
+
+async def test_who_waited_in_vain_for_a_primary_that_hangs_leaves_nothing_behind(crowd: Crowd, primary: Node) -> None:
+    rounds = crowd.acks.of(0)
+    frames = []
+
+    def ask(patience: float) -> Gate:
+        answered = Gate(1)
+
+        def done(frame: bytes | None, counts: object) -> None:
+            frames.append(frame)
+            answered.enough()
+
+        crowd.ask(crowd.acks.question(Unwritten(), Memory(), Asked(0, 1, patience, fsync=False)), done)
+        return answered
+
+    await ask(3600.0).wait()
+    with primary.stopped():
+        for answered in [ask(0.01 * (1 + number % 5)) for number in range(300)]:
+            await answered.wait()
+    with trio.fail_after(PATIENCE_S):
+        await ask(3600.0).wait()
+    assert frames[1:-1] == [b":0\r\n"] * 300
+    assert not crowd._members and not rounds._sought and not rounds._waiting._kept
+
+
+async def test_lanes_that_were_begun_to_a_former_primary_are_not_used(primary: Node, make: Make) -> None:
+    """What is sampled there says nothing of writes that its successor takes."""
+    reached: list[ControlConnection] = []
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def connect() -> ControlConnection:
+        connection = await primary.connect()
+        reached.append(connection)
+        begun.set()
+        if len(reached) == 1:
+            await go_on.wait()
+        return connection
+
+    rounds = make(connect)
+    rounds.join(each := waiter(1))
+    await begun.wait()
+    rounds.reset()
+    go_on.set()
+    with trio.fail_after(PATIENCE_S):
+        await each.gate.wait()
+    assert rounds._primary is not None and rounds._primary.main is not reached[0] and reached[0].closed
+
+
+async def test_one_that_cannot_be_satisfied_is_not_looked_for_while_there_is_nothing_new(
+    rounds: ShardRounds, primary: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    look = Primary.look
+
+    def counted(self: Primary, done: Callable[[list[bytes]], None], kick: bool = False) -> None:
+        nonlocal looks
+        looks += 1
+        look(self, done, kick)
+
+    monkeypatch.setattr(Primary, "look", counted)
+    rounds.join(waiter(5))
+    in_vain = 0
+    for _ in range(20):
+        newcomer = waiter(2)
+        rounds.join(newcomer)
+        await newcomer.gate.wait()
+        before = looks
+        await trio.sleep(0.005)
+        in_vain += looks - before
+    assert in_vain < 20, "every replica has all that anybody wrote"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import resource
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -187,6 +189,41 @@ def test_writes_that_were_redirected_count_where_they_arrived(heard: bool, side:
         session.call("DEL", key + "1", key + "2")
         assert session.call("WAIT", 1, 0) == b":1\r\n"
     migrate(target, source, slot)
+
+
+def test_nor_does_one_that_waits_for_ever_for_the_same_proof(side: Ackgate, session: Wire) -> None:
+    """Both were told before that the write is on all disks; whether its primary still leads cannot be seen now."""
+    first = side.shards[0]
+    with side.session() as patient:
+        for each in (patient, session):
+            put(each, first)
+            assert each.call("WAITAOF", 1, 1, 0) == b"*2\r\n:1\r\n:1\r\n"
+        with first.primary.stopped():
+            patient.send("WAITAOF", 1, 1, 0)
+            side.until_blocked()
+            reply, seconds = timed(session, "WAITAOF", 1, 1, 100)
+            assert reply == b"*2\r\n:0\r\n:0\r\n"
+            assert 0.1 <= seconds < 0.1 + side.late
+        assert patient.receive() == b"*2\r\n:1\r\n:1\r\n"
+
+
+# ---- what is kept of it ----
+
+
+def test_the_words_of_a_wait_are_kept_while_they_are_few(side: Ackgate, session: Wire) -> None:
+    """They are looked up once, which strangers must not fill the memory with."""
+    process = int(re.search(rb"process_id:(\d+)", session.call("INFO", "server"))[1])  # type: ignore[index]
+    before = resident(process)
+    for number in range(200):
+        assert session.call("WAIT", str(number) * 200_000, 0).startswith(b"-ERR value is not an integer")
+        session.send_raw(b"WAIT" + b" " * 60_000 + b"0 %d\r\n" % number)
+        assert session.receive().startswith(b":")
+    assert resident(process) - before < 20_000_000
+
+
+def resident(process: int) -> int:
+    """Bytes of memory that a process has."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 # ---- unheard -------------------------------------------------------------------------------------------------------

@@ -40,6 +40,8 @@ def test_version_tells_what_is_compiled_and_the_python() -> None:
         ["proxy"],
         ["check"],
         ["status"],
+        ["switchover"],
+        ["drill"],
         ["trace"],
         ["shard"],
         ["shard", "form"],

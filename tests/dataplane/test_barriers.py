@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.codec import encode_request
-from proxy.dataplane import Mode
-from tests.dataplane.bench import INFO, MULTI, OK, QUIT, Bench, get, number, numbers, put, raws
+from proxy.codec import BARRIER as STOPS
+from proxy.codec import ParseTable, encode_request
+from proxy.dataplane import BARRIER, Mode
+from tests.dataplane.bench import COMMANDS, INFO, MULTI, OK, QUIT, Bench, get, number, numbers, put, raws
 
 
 def test_nothing_behind_a_barrier_is_looked_at_though_it_came_in_the_same_packet(bench: Bench) -> None:
@@ -244,3 +245,22 @@ def test_a_barrier_may_be_answered_and_resumed_within_its_own_call(bench: Bench)
     shards[0].send(number(1))
     shards[1].expect(get(1))
     client.expect(number(1) + OK + OK)
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_an_unfinished_request_is_stopped_by_a_table_that_came_meanwhile(bench: Bench, size: int) -> None:
+    """What had arrived of it may have been looked up, and set aside, before."""
+    shards = bench.shards()
+    entries = [(name, number, 1, kind) for name, (number, kind, _) in COMMANDS.items()]
+    bench.plane.set_commands(ParseTable(entries), bench.plane.command_flags)
+    raw = put(0, b"x" * size)
+    client = bench.client()
+    client.send(raw[:-7])
+    bench.settle()
+    entries = [(name, number, 1, STOPS) for name, number, _, _ in entries]
+    bench.plane.set_commands(ParseTable(entries), bytes([0, *[BARRIER] * len(COMMANDS)]))
+    client.send(raw[-7:] + get(0))
+    bench.settle()
+    shards[0].expect_nothing()
+    assert raws(bench.notes.commands) == [raw]
+    assert bench.newest.stopped

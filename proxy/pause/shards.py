@@ -1,0 +1,125 @@
+"""The shards' own pauses: PAUSE WRITE at every primary, short, and renewed while the proxy that set the pause lives.
+
+What this is for, where clients are held by the proxies anyway: a paused primary expires and evicts nothing, and takes
+no write by another way.  Some facts the code leans on:
+
+* A pause is its node's, and does not pass to a replica that takes over: whoever is primary then is paused anew.
+* CLIENT PAUSE again never makes one shorter, and CLIENT and what probes ask are not postponed by PAUSE WRITE.
+* A node looks whether its pause is over ten times a second, so its end is told to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from proxy.topology.cluster import Cluster
+from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
+
+LEASE = 1.0  # seconds for which a primary is paused at a time
+RENEW = 0.25  # seconds between two renewals
+PATIENCE = 0.25  # seconds for one primary to answer: a second one that hangs must not have a third run out
+SAY_AGAIN = 60.0  # seconds before it is said again that one could not be paused
+
+
+class _Grip:
+    """One shard's primary, as far as it is paused from here."""
+
+    def __init__(self) -> None:
+        self.lock = trio.Lock()
+        """One word to the primary at a time: a renewal must not come behind the end."""
+        self.connection: ControlConnection | None = None
+
+
+class ShardPauses:
+    """See the module.  ``left()`` is for how many seconds more this proxy pauses; not above 0: it does not."""
+
+    def __init__(self, cluster: Cluster, left: Callable[[], float]) -> None:
+        self.cluster = cluster
+        self.log = structlog.get_logger("pause")
+        self.held = False
+        """Primaries may be paused from here."""
+        self._left = left
+        self._grips: dict[int, _Grip] = {}
+        self._wanted = trio.Event()
+        self._say_again = -math.inf
+
+    async def run(self) -> None:
+        """Renew the pauses while there is one to be kept, for ever."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            if self._left() <= 0:
+                continue
+            self._wanted.set()  # there will be a next time
+            version = self.cluster.map.version
+            await self._all(self._pause)
+            with trio.move_on_after(min(RENEW, max(self._left(), 0.0))):
+                while self.cluster.map.version == version:
+                    await self.cluster.updated.wait()
+
+    async def take(self) -> None:
+        """Pause the primaries, and keep them so: comes back when they are, or could not be told."""
+        self.held = True
+        self._wanted.set()
+        await self._all(self._pause)
+
+    async def end(self) -> None:
+        """Let the primaries go on; comes back when they do, or cannot be told (it ends by itself then)."""
+        self.held = False
+        await self._all(self._unpause)
+        if not self.held:
+            for grip in self._grips.values():
+                if grip.connection is not None:
+                    grip.connection.abort()
+            self._grips.clear()
+
+    async def _all(self, work: Callable[[int], Awaitable[None]]) -> None:
+        async with trio.open_nursery() as nursery:
+            for shard in self.cluster.serving():
+                nursery.start_soon(work, shard)
+
+    async def _pause(self, shard: int) -> None:
+        await self._say(shard, self._words)
+
+    def _words(self) -> tuple[str | int, ...] | None:
+        left = min(self._left(), LEASE)
+        return ("CLIENT", "PAUSE", math.ceil(left * 1000), "WRITE") if left > 0 else None
+
+    async def _unpause(self, shard: int) -> None:
+        await self._say(shard, lambda: ("CLIENT", "UNPAUSE"))
+
+    async def _say(self, shard: int, words: Callable[[], tuple[str | int, ...] | None]) -> None:
+        """``words`` are asked for at their turn: they may have nothing to say by then."""
+        grip = self._grips.setdefault(shard, _Grip())
+        async with grip.lock:
+            said = words()
+            node = self.cluster.primary(shard)
+            if said is None or node is None:
+                return
+            try:
+                with trio.fail_after(PATIENCE):
+                    connection = await self._connection(grip, node.address)
+                    await connection.call(*said)
+            except (ConnectionLost, ReplyError, trio.TooSlowError) as problem:
+                if grip.connection is not None:
+                    grip.connection.abort()
+                self.cluster.hint()
+                self._warn(node.address, str(problem) or f"no answer within {PATIENCE:g} s")
+
+    async def _connection(self, grip: _Grip, address: tuple[str, int]) -> ControlConnection:
+        kept = grip.connection
+        if kept is not None and not kept.closed and (kept.host, kept.port) == address:
+            return kept
+        if kept is not None:
+            kept.abort()
+        grip.connection = await self.cluster.connect(*address)
+        return grip.connection
+
+    def _warn(self, address: tuple[str, int], reason: str) -> None:
+        if trio.current_time() >= self._say_again:
+            self._say_again = trio.current_time() + SAY_AGAIN
+            self.log.warning("a primary is not told of a pause", node=format_address(*address), reason=reason)
