@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first call makes. ARGS= is handed to the command behind a target:
 #   make up ARGS="--port 7000 --shards 4"      make test ARGS="tests/cli -k ready"
 .DEFAULT_GOAL := help
-.PHONY: help up test test-slow compat compat-suites chaos lint fuzz asan clean bench profile
+.PHONY: help up test test-slow compat compat-suites chaos lint fuzz asan clean bench failover profile
 ARGS ?=
 # Tests wait most of the time: more of them than cores at once.
 TESTERS ?= 3
@@ -17,6 +17,7 @@ help:
 	@echo "make compat-suites  run the suites of redis-py and valkey-py direct and through the proxy, six minutes"
 	@echo "make chaos  break nodes under load for five minutes and read back every acknowledged write"
 	@echo "make bench  measure it next to other proxies, twelve minutes; QUICK=1 three, WORKLOAD=A-get one workload alone"
+	@echo "make failover  kill and stop primaries, shards and all nodes, and tell how far behind them the proxy is, three minutes"
 	@echo "make profile WORKLOAD=A-get  show where its time goes under that load"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make fuzz   the two implementations of the codec against each other, at length"
@@ -49,6 +50,10 @@ chaos: .venv/installed-dev
 # The exit status is not 0 when anything could not be measured.
 bench: .venv/installed-bench
 	@exec .venv/bin/python -m tests.bench run $(if $(QUICK),--quick) $(WORKLOAD) $(ARGS)
+
+# Both targets of the project are held by the exit status. ARGS="--failovers 3 --outages 0" makes it shorter.
+failover: .venv/installed-bench
+	@exec .venv/bin/python -m tests.bench.failover $(ARGS)
 
 profile: .venv/installed-bench
 	@exec .venv/bin/python -m tests.bench profile $(or $(WORKLOAD),A-get) $(ARGS)

@@ -117,11 +117,23 @@ def show_status(
     password_file = password_file if password_file is not None else source.password_file
     password = read_password(password_file) if password_file is not None else None
     picture = _ask(source, Credentials(username or source.username, password))
+    paused = _paused(source.topology)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(picture), indent=2).decode())
+        told = {**msgspec.to_builtins(picture), "paused": paused} if paused is not None else picture
+        click.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
     else:
         _print(picture)
+        if paused is not None and paused["mode"] != "none":
+            what = "writes are" if paused["mode"] == "write" else "everything is"
+            left, parked = paused["seconds_left"], paused["parked"]
+            click.echo(f"{what} paused (CLIENT PAUSE) for {left:g} s more; commands that wait here: {parked}")
     return 0
+
+
+def _paused(topology: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the proxy tells of a pause; None where no proxy was asked."""
+    found = (topology or {}).get("paused")
+    return found if isinstance(found, dict) else None
 
 
 def _source(admin: str | None, file: str | None, seeds: tuple[str, ...]) -> _Source:

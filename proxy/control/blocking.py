@@ -164,7 +164,7 @@ class Block:
             return
         # Not served there: it waits on where the slot is now.
         if trio.current_time() - self._sent_at > SETTLED:  # it did block there: what was before is another story
-            self._attempts, self._waits_since = 1, math.inf
+            self._attempts, self._waits_since = min(self._attempts, 1), math.inf
         moved = frame.startswith(b"-MOVED ") or self._asked is not None
         if moved and self._attempts < REDIRECTIONS:
             self._attempts += 1

@@ -15,6 +15,7 @@ import trio
 from proxy.codec import encode_request
 from proxy.codec.reply import array, elements, is_error
 from proxy.control.call import Call, Handler
+from proxy.control.permissions import Permissions
 from proxy.control.sending import Sender
 from proxy.dataplane import Request, Submitted
 from proxy.routing import Command, aggregate
@@ -23,6 +24,10 @@ from proxy.sessions.transaction import Extra
 
 STAND_IN = encode_request([b"HELLO"])
 """Changes nothing and is denied to nobody."""
+RULES_CHANGED = (
+    b"-NOPERM ACLs rules changed between the moment the transaction was accumulated and the EXEC call. This command is "
+    b"no longer allowed for the following reason: no permission to execute the command or subcommand\r\n"
+)
 ON_EVERY_SHARD = frozenset({b"all_shards", b"all_nodes"})
 AS_IS = frozenset({b"ping", b"echo", b"unwatch", b"publish"})
 """Commands with a way of their own whose answer from any shard is the same, or as good (PUBLISH: the receivers that
@@ -38,8 +43,9 @@ NOT_INSIDE = frozenset(
 class Extras:
     """See the module.  ``handlers``: of the commands with a way of their own."""
 
-    def __init__(self, sender: Sender, handlers: Mapping[bytes, Handler]) -> None:
+    def __init__(self, sender: Sender, permissions: Permissions, handlers: Mapping[bytes, Handler]) -> None:
         self.sender = sender
+        self._permissions = permissions
         self._handlers = handlers
 
     def possible(self, command: Command) -> bool:
@@ -94,6 +100,10 @@ class Extras:
         call = Call(session, request, args, command)
         handler = self._handlers.get(command.name)
         if handler is not None:
+            if self._permissions.concerns(command, self._handlers):
+                refused = await self._permissions.refusal(session, args, command)
+                if refused is not None:
+                    return RULES_CHANGED if refused.startswith(b"-NOPERM User ") else refused
             step = handler(call)
             if step is not None:
                 await step

@@ -18,7 +18,7 @@ from proxy.routing import Command
 from proxy.sessions.session import Session
 from proxy.topology.cluster import Cluster
 from proxy.topology.logins import DEFAULT, name_of
-from proxy.topology.roster import Roster
+from proxy.topology.roster import Roster, may_hear
 from shard.client import ConnectionLost, ControlConnection, ReplyError
 
 VERDICTS = 10_000  # remembered
@@ -94,6 +94,10 @@ class Permissions:
             while len(self._verdicts) > VERDICTS:
                 self._verdicts.popitem(last=False)
         return verdict
+
+    def may_hear(self, session: Session, names: Sequence[bytes], patterns: bool) -> bool:
+        """Whether the user's rules name these channels, be it that it may not subscribe any more."""
+        return may_hear(self._roster.rules(name_of(session.identity.user)), names, patterns)
 
     async def ask(self, address: tuple[str, int], *args: str) -> Any:
         """A node's reply to the proxy's own question.  Raises ``ReplyError``, ``ConnectionLost``."""

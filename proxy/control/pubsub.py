@@ -42,6 +42,7 @@ NAMING = frozenset({*SUBSCRIBE, b"publish", b"spublish"})
 """What names channels to use."""
 IS_RESERVED = error(b"ERR channels whose names begin with '%b' are reserved for the proxies" % RESERVED)
 NO_CHANNEL = b"-NOPERM No permissions to access a channel\r\n"
+LOOK_AGAIN = 1.0  # seconds before it is asked again who may not hear any more, where no node told
 TOO_LATE = error(b"CLUSTERDOWN the subscription could not be made at a primary in time: try again")
 
 
@@ -100,19 +101,33 @@ class PubSubCommands:
         while True:
             await self._users_changed.wait()
             self._users_changed = trio.Event()
+            unsure = False
             for session in list(self.sessions.values()):
-                if session.subscriptions is not None and await self._has_lost(session):
+                if session.subscriptions is None:
+                    continue
+                lost = await self._has_lost(session)
+                if lost:
                     self.plane.kill(session.client)
+                unsure = unsure or lost is None
+            if unsure:
+                await trio.sleep(LOOK_AGAIN)
+                self._users_changed.set()
 
     def users_changed(self) -> None:
         """The rules of some user are others than before."""
         self._users_changed.set()
 
-    async def _has_lost(self, session: Session) -> bool:
+    async def _has_lost(self, session: Session) -> bool | None:
+        """None: nobody could be asked."""
         for kind in KINDS:
             names = list(session.subscriptions.feeds[kind]) if session.subscriptions is not None else []
             refused = await self.permissions.refusal(session, [kind.subscribe, *names]) if names else None
-            if refused == NO_CHANNEL:
+            if refused is None:
+                continue
+            if not refused.startswith(b"-NOPERM"):
+                return None
+            # The command itself may be denied by now, which the engine says first, and which ends nothing.
+            if refused == NO_CHANNEL or not self.permissions.may_hear(session, names, kind is PATTERN):
                 return not session.client.closed
         return False
 

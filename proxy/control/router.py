@@ -394,6 +394,8 @@ class Router:
     def _to_be_checked(call: Call) -> Sequence[bytes] | None:
         """The words to ask about; None: one shard gets all of it, and looks at it itself."""
         command, args = call.command, call.args
+        if call.session.in_multi and b"no_multi" in command.flags:
+            return None  # refused for that, which the engine says first
         if b"admin" in command.flags and not command.is_keyed:
             # There may be passwords behind it, which a node would log.
             return [*args[:NAMES_IT], *[b""] * (len(args) - NAMES_IT)]

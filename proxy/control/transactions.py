@@ -30,7 +30,7 @@ class TransactionCommands:
         self.sender = sender
         self.connection = connection
         self.waits = waits
-        self._extras = Extras(sender, handlers)
+        self._extras = Extras(sender, connection.permissions, handlers)
         self._patience = patience
         self.handlers: dict[bytes, Handler] = {
             b"multi": self._multi,

@@ -141,6 +141,9 @@ class Peers:
                 with trio.move_on_after(AGAIN):
                     await self._heard_own.wait()
             await trio.sleep(ANSWERS)
+        if not self._heard_own.is_set():
+            cure = "the proxies' own user (cluster.username) needs every right; see whether the nodes reach one another"
+            self.log.warning("nothing comes back on the proxies' channel: a pause may reach no other proxy", cure=cure)
         self._joined.set()
 
     async def _say(self, ask: bool = False, confirm: bool = False) -> int:

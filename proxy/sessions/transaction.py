@@ -293,6 +293,8 @@ class Transaction:
             return None
         if lane is not None and any(self.places.shard_of(slot) != lane.shard for slot in self.watched):
             self.displaced = True  # what is written there now is not seen on this lane
+        if lane is not None and lane.owner.retiring_since is not None:
+            self.displaced = True  # the shard has another primary: this one may not have heard, and would forget it
         if self.displaced or lane is None or lane.closed:
             if self.watching:
                 self.abort(request, LOST if lane is None or lane.closed else MOVED_WATCH)

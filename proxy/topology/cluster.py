@@ -194,7 +194,7 @@ class Cluster:
         self.updated = trio.Event()
         if not self.map.version and not all(watch.tried for watch in self.nodes.values()):
             return  # the first map is not taken from the first node that happens to answer
-        watches = [watch for watch in self.nodes.values() if watch.asked_at > self._applied_at]
+        watches = [watch for watch in self.nodes.values() if watch.asked_at > self._applied_at or self._agrees(watch)]
         views = self._ours([watch.view for watch in watches if watch.view is not None])
         chosen = choose_view(views, self.map if self.map.version else None, previous_epoch=self._epoch)
         if chosen is None:
@@ -204,6 +204,14 @@ class Cluster:
         self._epoch = max(view.current_epoch for view in views if view.map is chosen)
         if not self.map.version or not chosen.same_routes(self.map) or self._members(chosen) != self._members(self.map):
             self._apply(SlotMap(chosen.shards, self.map.version + 1, max(chosen.next_index, self.map.next_index)))
+
+    def _agrees(self, watch: NodeWatch) -> bool:
+        """Whether the node said what the present map says.
+
+        Those who brought it about keep their voice until they are asked again, or the first who is asked would speak
+        alone: the former primary, say, that has yet to hear of its successor.
+        """
+        return watch.view is not None and watch.view.map.same_routes(self.map)
 
     @staticmethod
     def _members(map_: SlotMap) -> frozenset[tuple[int, bytes, Address, str]]:

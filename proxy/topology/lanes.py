@@ -41,6 +41,9 @@ DISCARD, UNWATCH = encode_request([b"DISCARD"]), encode_request([b"UNWATCH"])
 KEEPALIVE = 30  # seconds of silence on a lane before the kernel probes its peer
 CONNECTING = 32  # leased lanes of one shard that shake hands at a time: more would only make each other late
 LOCKED_OUT_LOOK = 0.05  # seconds between two looks whether somebody needs a lane whose user is not let in
+SETTLE = 3.0  # seconds at most for which a node that says it does not serve yet is waited for before its lane is used;
+# a primary that was started anew takes 2 s (cluster_legacy.c: CLUSTER_WRITABLE_DELAY)
+SETTLE_LOOK = 0.01  # seconds between two looks whether it does
 HERD = 0.001  # seconds per identity over which those that wait for the same node spread when it is back
 PRUNE = 0.5  # how often, in terms of ``lanes.leased_idle``, it is looked for lanes that nobody uses
 
@@ -299,7 +302,7 @@ class Lanes:
                 await wake.wait()
                 continue
             try:
-                made = await self._connect(target, lanes.identity)
+                made = await self._connect(target, lanes.identity, shard)
                 await self._part_from_outdated(lanes, shard, made)
                 self._still(target, shard, made)
                 if lanes.dropped:
@@ -344,9 +347,12 @@ class Lanes:
                 await wake.wait()
                 return
 
-    async def _connect(self, target: Node, identity: Identity) -> Connected:
+    async def _connect(self, target: Node, identity: Identity, settles: int | None = None) -> Connected:
         """Connect and shake hands.  Old connections of ours at that node are killed first, so that
-        nothing that was sent on them long ago can run behind what this one will carry."""
+        nothing that was sent on them long ago can run behind what this one will carry.
+
+        ``settles``: the shard whose primary it is and that is to be served by it before this returns, if that is soon.
+        """
         connection = await ControlConnection.open(
             target.host,
             target.port,
@@ -369,6 +375,8 @@ class Lanes:
             if target.node_id and node_id != target.node_id:
                 raise ConnectionLost("another node answers at that address")
             await self._bury(connection, life)
+            if settles is not None:
+                await self._settled(target, settles, connection)
             # All of the above is ours to ask and may be denied to the user: it logs in last.
             await self._logins.log_in(connection, identity.user, life.run_id)
         except BaseException:
@@ -376,6 +384,25 @@ class Lanes:
             raise
         self.connects += 1
         return Connected(connection, life, int(client_id))
+
+    async def _settled(self, target: Node, shard: int, connection: ControlConnection) -> None:
+        """Come back when the node serves what it has.
+
+        Until then it refuses one command of a packet and may carry out the next, which must not overtake it.  One that
+        can be read all the same (cluster-allow-reads-when-down) is not waited for without end.
+        """
+        deadline = trio.current_time() + SETTLE
+        while self._leads(target, shard) and trio.current_time() < deadline:
+            try:
+                if b"cluster_state:ok" in await connection.call("CLUSTER", "INFO"):
+                    return
+            except ReplyError:
+                pass  # LOADING
+            await trio.sleep(SETTLE_LOOK)
+
+    def _leads(self, node: Node, shard: int) -> bool:
+        present = self._primary(shard)
+        return present is not None and present.address == node.address
 
     async def _bury(self, connection: ControlConnection, life: Life) -> None:
         """Kill our lost connections at a node.  A process started anew has none, and gives their numbers to others."""
@@ -393,8 +420,7 @@ class Lanes:
 
     def _still(self, target: Node, shard: int, made: Connected) -> None:
         """The shard may have got another primary while we connected to this one."""
-        present = self._primary(shard)
-        if present is None or present.address != target.address or shard in self._on_hold:
+        if not self._leads(target, shard) or shard in self._on_hold:
             made.connection.abort()
             raise ConnectionLost("the shard has, or will have, another primary by now")
 

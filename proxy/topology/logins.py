@@ -9,14 +9,14 @@ Passwords stay in memory; they are in no log, no ``repr`` and no label.  Some fa
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
 from proxy.codec.reply import OK, error
 from proxy.routing.slot_map import Node
 from proxy.topology.cluster import Cluster
-from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
+from shard.client import Arg, ConnectionLost, ControlConnection, ReplyError, format_address
 
 DEFAULT = "default"
 """The user whose commands travel with the cluster's credentials."""
@@ -133,7 +133,8 @@ class Logins:
         asked = list(passwords)
         if user == DEFAULT or not asked:
             return frozenset()
-        replies = await connection.pipeline(*(["AUTH", name_of(user), password] for password in asked))
+        questions: list[Sequence[Arg]] = [["AUTH", name_of(user), password] for password in asked]
+        replies = await connection.pipeline(*questions)
         return frozenset(each for each, said in zip(asked, replies, strict=True) if isinstance(said, ReplyError))
 
     async def log_in(self, connection: ControlConnection, user: str, run_id: str) -> None:

@@ -212,7 +212,12 @@ class Redirects:
 
     def _told_overtaken(self, held: Held, overtaking: Counter[tuple[int, int]]) -> bool:
         request = held.request
-        if held.refusal is None or not self._conflicts(request, overtaking):
+        if held.refusal is None:
+            return False
+        # Reads without a key run whatever becomes of the slots (DBSIZE): what they tell is of the moment anyway.
+        flags = self.plane.command_flags
+        keyed = [each for each in overtaking if each[0] >= 0 or not flags[each[1]] & READONLY]
+        if not self._conflicts(request, keyed):
             return False
         self.plane.answer(request, held.refusal)
         return True

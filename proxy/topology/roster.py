@@ -14,12 +14,13 @@ Passwords are hashes in ACL LIST, and SETUSER takes them as such; none is logged
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
 import trio
 
+from proxy.routing.glob import glob
 from proxy.routing.slot_map import Node
 from proxy.topology.cluster import Cluster
 from proxy.topology.logins import DEFAULT, name_of
@@ -29,6 +30,7 @@ from shard.client import ConnectionLost, ControlConnection, ReplyError, format_a
 LOOK = 0.7  # seconds between two readings of a node's users: a change elsewhere is in force here within a second
 STEADY = 3  # readings of a node in which the same user lacks before it is given, or reported
 SOON = 0.2  # seconds between two readings of a node that was started anew and lacks users
+CONFIRM = 0.005  # seconds between two looks whether the others were read once more before a user is given
 DOUBTED = 100  # users in doubt at a time; with more of them everybody is
 FREE = 1000  # users of whom it is remembered whether they are free
 TOUCHED = 10_000  # users of one node known to have changed; with more of them it is left to itself
@@ -52,6 +54,20 @@ def unrestricted(rules: bytes) -> bool:
     if not {b"~*", b"&*", b"+@all"} <= set(words):
         return False
     return not any(word.startswith((b"-", b"db=", b"resetdbs")) for word in words)
+
+
+def may_hear(rules: bytes, names: Sequence[bytes], patterns: bool) -> bool:
+    """Whether rules, or one of their selectors, name all these channels; or these patterns, as they are.
+
+    Source: acl.c (``ACLCheckChannelAgainstList``, ``ACLKillPubsubClientsIfNeeded``).
+    """
+    allowed = [word.strip(b"()")[1:] for word in rules.split(b" ") if word.lstrip(b"(").startswith(b"&")]
+    if b"*" in allowed:
+        return True
+    if patterns:
+        return set(names) <= set(allowed)
+    tests = [glob(each) for each in allowed]
+    return all(any(test(name) for test in tests) for name in names)
 
 
 class NodeUsers:
@@ -276,13 +292,13 @@ class Roster:
             if (readings < STEADY and not soon) or name not in wanted or name in mine.touched:
                 continue
             async with self._giving:
-                if self._is_still_so(watch, mine, name, wanted[name]):
+                if await self._is_still_so(watch, mine, name, wanted[name]):
                     await self._give(watch, connection, name, wanted[name])
         self._report(watch, sorted(name for name, readings in mine.lacking.items() if readings >= STEADY))
 
     def _of_most(self, watch: NodeWatch, mine: NodeUsers) -> dict[bytes, bytes]:
         """The users in which most nodes agree.  The node itself has a say where it has such a user by choice."""
-        alike = self._alike(watch)
+        alike = [each for address, each in self._nodes.items() if self._same_version(watch, address)]
         votes = Counter(pair for each in alike for pair in each.users.items())
         wanted = {}
         for (name, rules), count in votes.items():
@@ -293,16 +309,22 @@ class Roster:
                 wanted[name] = rules
         return wanted
 
-    def _is_still_so(self, watch: NodeWatch, mine: NodeUsers, name: bytes, rules: bytes) -> bool:
-        """Whether most of the others have the user behind the last change, too: it may have been deleted just now."""
-        if self._changing:
-            return False
-        others = [each for each in self._alike(watch) if each is not mine]
-        have = [each for each in others if each.users.get(name) == rules and each.asked_at > self._doubted_at]
-        return len(have) * 2 > len(others)
+    async def _is_still_so(self, watch: NodeWatch, mine: NodeUsers, name: bytes, rules: bytes) -> bool:
+        """Whether most of the others that answer have the user, asked once more: it may have been deleted just now."""
+        since = trio.current_time()
+        self._hurry()
+        with trio.move_on_after(SOON):
+            while any(each.asked_at < since for each in self._others(watch, mine)):  # noqa: ASYNC110 -- seldom, brief
+                await trio.sleep(CONFIRM)
+        others = self._others(watch, mine)
+        have = [each for each in others if each.users.get(name) == rules and each.asked_at >= since]
+        return not self._changing and len(have) * 2 > len(others)
 
-    def _alike(self, watch: NodeWatch) -> list[NodeUsers]:
-        return [each for address, each in self._nodes.items() if self._same_version(watch, address)]
+    def _others(self, watch: NodeWatch, mine: NodeUsers) -> list[NodeUsers]:
+        """What is known of the other nodes of the same version that answer."""
+        alive = (address for address, each in self._cluster.nodes.items() if each.alive)
+        known = [self._nodes[each] for each in alive if each in self._nodes and self._same_version(watch, each)]
+        return [each for each in known if each is not mine]
 
     def _same_version(self, watch: NodeWatch, address: tuple[str, int]) -> bool:
         other = self._cluster.nodes.get(address)

@@ -57,6 +57,8 @@ class _Worker:
             nursery.start_soon(self._listen_to_parent, listening)
             try:
                 await self._serve()
+            except Unanswered:
+                return 1  # the parent has gone
             except Exception as error:
                 text = explanation(error)
                 if text is None:
@@ -85,7 +87,7 @@ class _Worker:
             self._stop.status = 0
             await server.wait_ready()
             self._stop.drain = self._drain
-            await self.link.ask("accepting")
+            await self._tell("accepting", None)
             await trio.sleep_forever()
 
     async def _drain(self) -> None:

@@ -160,6 +160,8 @@ def test_durations(tmp_path: Path, text: str, seconds: float) -> None:
         ("clients:\n  idle_timeout: soon", 3, "clients.idle_timeout", "'soon'", "(0 is never) (default 0.0)"),
         ("clients:\n  query_limit: 12 parsecs", 3, "clients.query_limit", "'12 parsecs'", "a size like 65536, 64kb"),
         ("clients:\n  query_limit: [1]", 3, "clients.query_limit", "a list is not allowed here", "a size"),
+        ("workers: many", 2, "workers", "'many' is not", "write a whole number from 1 to 128 or auto (default 1)"),
+        ("workers: 0", 2, "workers", "'0' is not allowed here", "a whole number from 1 to 128 or auto"),
         ("log: {level: loud}", 2, "log.level", "'loud'", "one of debug, info, warning, error (default info)"),
         (
             "commands:\n  allow: debug",

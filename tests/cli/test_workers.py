@@ -358,7 +358,7 @@ def test_the_proxy_alone_may_have_workers_and_waits_for_the_cluster(running: Up,
             assert len(workers(beside)) == 2
             assert beside.client().ping()
             with Wire.to(beside.redis_url) as wire:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGINT)
                 with pytest.raises((Closed, ConnectionError)):
                     wire.receive()
             assert process.wait(PATIENCE_S) == 0

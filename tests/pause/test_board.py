@@ -30,7 +30,7 @@ def test_it_is_over_at_its_end() -> None:
     assert made.effective(5.0) == NO_PAUSE
 
 
-@pytest.mark.parametrize("pauses", itertools.permutations([(WRITE, 9.0), (ALL, 2.0), (WRITE, 4.0)]))
+@pytest.mark.parametrize("pauses", list(itertools.permutations([(WRITE, 9.0), (ALL, 2.0), (WRITE, 4.0)])))
 def test_the_latest_end_and_the_strictest_mode_win(pauses: list[tuple[Mode, float]]) -> None:
     assert board(*pauses).effective(1.0) == Pause(ALL, 9.0)
 

@@ -313,6 +313,7 @@ def test_nor_is_one_that_goes_behind_the_command_in_one_packet(endpoint: Up, wir
     for _ in range(60):
         with side_of(endpoint).wire() as leaver:
             leaver.send("BLPOP", "q", 0)
+    until(lambda: wire.call("CLIENT", "LIST").count(b" cmd=") == 1, "all of them are seen to have gone")
     until(lambda: blocked(nodes) == 0, "no lane blocks without a client")
     assert wire.call("RPUSH", "q", 1) == b":1\r\n"
     assert decode(wire.call("LPOP", "q")) == b"1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
     with ExitStack() as stack:
         behind = stack.enter_context(up(folder, "--port", "0", "--admin-port", "0"))
         # The proxy that has known them by their own ports follows them to the others.
-        workers: list[Any] = [kind(slot + name, name) for name, slot in enumerate(SLOTS) for kind in (Setter, Confirmer)]
+        workers: list[Any] = [kind(slot, name) for name, slot in enumerate(SLOTS) for kind in (Setter, Confirmer)]
         nodes = [node for shard in shards_of(behind) for node in (shard.primary, shard.replica)]
         with load(behind.redis_url, workers):
             go_on(workers)
@@ -158,7 +158,8 @@ def test_an_idle_connection_that_leads_nowhere_is_found_before_it_is_needed(ways
         told = len(ways.log.read_text())
         ways.primary(SLOTS[0]).half_open()
         until(lambda: unserved(ways), "a probe is missed")
-        until(lambda: "no reply, while its node answers others" in ways.log.read_text()[told:], "the lanes are given up")
+        given_up = "no reply, while its node answers others"
+        until(lambda: given_up in ways.log.read_text()[told:], "the lanes are given up")
         assert client.call("SET", "key" + tag(SLOTS[0]), 2) == b"+OK\r\n"
 
 

@@ -153,6 +153,7 @@ def test_pauses_of_several_proxies_are_one(three: list[Proxy]) -> None:
         assert time.monotonic() - started >= 0.69
 
 
+@pytest.mark.slow
 def test_a_pause_outlasts_the_lease_by_which_it_is_kept(three: list[Proxy]) -> None:
     with three[1].connect() as wire:
         started = time.monotonic()
@@ -201,6 +202,7 @@ def test_without_a_secret_a_pause_is_one_proxys_own(endpoint: Up, tmp_path: Path
         assert one.admin.call("CLIENT", "UNPAUSE") == b"+OK\r\n"
 
 
+@pytest.mark.slow
 def test_with_another_secret_nobody_is_heard(three: list[Proxy], endpoint: Up, tmp_path: Path) -> None:
     stranger = Proxy(endpoint, tmp_path / "stranger", "another secret")
     try:
@@ -275,6 +277,7 @@ def test_the_channel_is_closed_to_clients(three: list[Proxy]) -> None:
         assert listener.receive().endswith(b"$4\r\nnews\r\n$1\r\nx\r\n"), "and nothing else"
 
 
+@pytest.mark.slow
 def test_peers_hear_each_other_though_nodes_fail(endpoint: Up, tmp_path: Path, fresh: Callable[..., Up]) -> None:
     """The node that carried messages hangs: another does."""
     running = fresh("--shards", "1")
@@ -291,6 +294,7 @@ def test_peers_hear_each_other_though_nodes_fail(endpoint: Up, tmp_path: Path, f
         until(lambda: one.mode() == "none", "and so is the end")
 
 
+@pytest.mark.slow
 def test_without_a_replica_a_pause_is_told_before_it_begins(tmp_path: Path, fresh: Callable[..., Up]) -> None:
     """A paused primary passes nothing on: peers believe in the end that they were told."""
     running = fresh("--shards", "1", "--replicas", "0")
