@@ -91,7 +91,7 @@ def read_password(path: str, setting: str = "password_file") -> str:
             path, [Fault(1, setting, f"cannot be read: {reason}", "name a readable file")]
         ) from None
     if not line:
-        raise SettingsError(path, [Fault(1, setting, "the first line is empty", "put the password there")])
+        raise SettingsError(path, [Fault(1, setting, "the first line is empty", "put it there")])
     return line
 
 

@@ -224,6 +224,7 @@ class Server:
             pass_on=lambda call: self.router.pass_on(call),
             again=lambda call: self.router.again(call),
             refuse=lambda session, request, frame: self.router.refuse(session, request, frame),
+            held=lambda: self.redirects.held[0],
         )
         families = (
             self.pubsub.handlers,

@@ -35,6 +35,7 @@ from proxy.sessions.session import Session
 
 PING = encode_request([b"PING"])
 DRAIN = 0.05  # seconds for which what was sent before may take, before the shards are paused
+CATCH_UP = 0.25  # seconds that a primary has for what was held until it came
 AT_ONCE = 1000  # calls that go on in one turn
 TOPIC = "pause"
 NAMES = {Mode.NONE: "none", Mode.WRITE: "write", Mode.ALL: "all"}
@@ -45,7 +46,7 @@ class Pausing:
 
     ``table()`` is the command table, ``engine()`` the engine's name; ``changed()`` has the data plane stop at other
     commands; ``pass_on(call)`` does a call that is not postponed, ``again(call)`` one whose pause is over, ``refuse``
-    answers one that may not be.
+    answers one that may not be; ``held()`` is how many commands wait for a shard's primary.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Pausing:
         pass_on: Callable[[Call], Step | None],
         again: Callable[[Call], None],
         refuse: Callable[[Session, Request, bytes], None],
+        held: Callable[[], int],
     ) -> None:
         self.sender = sender
         self.plane = sender.plane
@@ -74,7 +76,7 @@ class Pausing:
         self.pauses = 0
         """How often it began."""
         self.board = Board()
-        self.shards = ShardPauses(sender.cluster, self._own_left)
+        self.shards = ShardPauses(sender.cluster, self._own_left, self._caught_up)
         self.log = structlog.get_logger("pause")
         self._table = table
         self._engine = engine
@@ -82,6 +84,7 @@ class Pausing:
         self._pass_on = pass_on
         self._again = again
         self._refuse = refuse
+        self._held = held
         self._functions: dict[bytes, frozenset[bytes]] | None = None
         """The shards' functions and what they declare; they change only while nobody pauses."""
         self._look = trio.Event()
@@ -272,6 +275,13 @@ class Pausing:
         if missing:
             with trio.move_on_after(DRAIN):
                 await done.wait()
+
+    async def _caught_up(self) -> None:
+        """What waited for a primary since before the pause has reached it, which is there since just now."""
+        with trio.move_on_after(CATCH_UP):
+            while self._held():
+                await trio.sleep(CATCH_UP / 50)
+        await self._drain()
 
     # -- beginning and end ---------------------------------------------------------------------------------
     async def run(self) -> None:

@@ -44,8 +44,8 @@ def parse(args: Sequence[bytes], now_ms: int, strict: bool) -> Asked | bytes:
     """
     mode = Mode.ALL
     if len(args) > 4 and strict:
-        name = args[1].upper()
-        return error(b"ERR unknown subcommand or wrong number of arguments for '%b'. Try CLIENT HELP." % name)
+        text = b"ERR unknown subcommand or wrong number of arguments for '%b'. Try CLIENT HELP."
+        return error(text % args[1][:128])
     if len(args) == 4:
         word = args[3].lower()
         if word not in (b"write", b"all"):

@@ -33,16 +33,28 @@ class _Grip:
         """One word to the primary at a time: a renewal must not come behind the end."""
         self.connection: ControlConnection | None = None
 
+    def is_on(self, address: tuple[str, int]) -> bool:
+        """Whether there is a connection to the node."""
+        kept = self.connection
+        return kept is not None and not kept.closed and (kept.host, kept.port) == address
+
 
 class ShardPauses:
-    """See the module.  ``left()`` is for how many seconds more this proxy pauses; not above 0: it does not."""
+    """See the module.
 
-    def __init__(self, cluster: Cluster, left: Callable[[], float]) -> None:
+    ``left()`` is for how many seconds more this proxy pauses; not above 0: it does not.  ``caught_up()`` comes back when
+    what clients sent before the pause, and was held, is done.
+    """
+
+    def __init__(
+        self, cluster: Cluster, left: Callable[[], float], caught_up: Callable[[], Awaitable[None]]
+    ) -> None:
         self.cluster = cluster
         self.log = structlog.get_logger("pause")
         self.held = False
         """Primaries may be paused from here."""
         self._left = left
+        self._caught_up = caught_up
         self._grips: dict[int, _Grip] = {}
         self._wanted = trio.Event()
         self._say_again = -math.inf
@@ -56,7 +68,7 @@ class ShardPauses:
                 continue
             self._wanted.set()  # there will be a next time
             version = self.cluster.map.version
-            await self._all(self._pause)
+            await self._all(self._renew)
             with trio.move_on_after(min(RENEW, max(self._left(), 0.0))):
                 while self.cluster.map.version == version:
                     await self.cluster.updated.wait()
@@ -81,6 +93,12 @@ class ShardPauses:
         async with trio.open_nursery() as nursery:
             for shard in self.cluster.serving():
                 nursery.start_soon(work, shard)
+
+    async def _renew(self, shard: int) -> None:
+        grip, node = self._grips.get(shard), self.cluster.primary(shard)
+        if node is not None and not (grip is not None and grip.is_on(node.address)):
+            await self._caught_up()  # it may lead since just now
+        await self._pause(shard)
 
     async def _pause(self, shard: int) -> None:
         await self._say(shard, self._words)
@@ -111,11 +129,10 @@ class ShardPauses:
                 self._warn(node.address, str(problem) or f"no answer within {PATIENCE:g} s")
 
     async def _connection(self, grip: _Grip, address: tuple[str, int]) -> ControlConnection:
-        kept = grip.connection
-        if kept is not None and not kept.closed and (kept.host, kept.port) == address:
-            return kept
-        if kept is not None:
-            kept.abort()
+        if grip.connection is not None:
+            if grip.is_on(address):
+                return grip.connection
+            grip.connection.abort()
         grip.connection = await self.cluster.connect(*address)
         return grip.connection
 

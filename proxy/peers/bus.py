@@ -31,7 +31,7 @@ from shard.client import ConnectionLost, ControlConnection, ReplyError
 CHANNEL = RESERVED + b":peers"
 EARS = 2  # nodes that are listened to
 QUIET, BUSY = 1.0, 0.25  # seconds between two messages; while there is something that must not be forgotten
-FORGET = 3.5  # seconds without a message after which a peer is gone
+FORGET = 2.5  # seconds without a message after which a peer is gone
 CONFIRM = 0.05  # seconds that peers have to confirm
 PUBLISH = 0.2  # seconds that a node has to take a message before another is tried
 TRIES = 3

@@ -41,8 +41,8 @@ DISCARD, UNWATCH = encode_request([b"DISCARD"]), encode_request([b"UNWATCH"])
 KEEPALIVE = 30  # seconds of silence on a lane before the kernel probes its peer
 CONNECTING = 32  # leased lanes of one shard that shake hands at a time: more would only make each other late
 LOCKED_OUT_LOOK = 0.05  # seconds between two looks whether somebody needs a lane whose user is not let in
-SETTLE = 3.0  # seconds at most for which a node that says it does not serve yet is waited for before its lane is used;
-# a primary that was started anew takes 2 s (cluster_legacy.c: CLUSTER_WRITABLE_DELAY)
+SETTLE = 5.0  # seconds at most for which a node that says it does not serve yet is waited for before its lane is used;
+# a primary that was started anew takes 2 s and more (cluster_legacy.c: CLUSTER_WRITABLE_DELAY)
 SETTLE_LOOK = 0.01  # seconds between two looks whether it does
 HERD = 0.001  # seconds per identity over which those that wait for the same node spread when it is back
 PRUNE = 0.5  # how often, in terms of ``lanes.leased_idle``, it is looked for lanes that nobody uses

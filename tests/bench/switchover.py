@@ -37,7 +37,7 @@ class Switchover(NamedTuple):
     seen: float
     """The longest that a client waited, for its write and the WAIT behind it."""
     writes: int
-    errors: int
+    errors: dict[str, int]
     lost: int
     steps: str
     """When each began."""
@@ -71,14 +71,13 @@ async def _one(running: Up, index: int, clients: int) -> Switchover:
         await trio.sleep(CALM_S)
         nursery.cancel_scope.cancel()
     await load.check()
-    errors = sum(group.errors.values())
     return Switchover(
         last["result"],
         last["stall_ms"],
         last["silence_ms"],
         group.stall * 1000,
         group.writes,
-        errors,
+        dict(group.errors),
         len(group.lost),
         ", ".join(f"{line['step']} at {line['at_ms']:.0f} ms" for line in steps),
     )
@@ -98,12 +97,16 @@ def _table(found: list[Switchover]) -> Table:
         table.add_column(title, justify="right")
     for number, each in enumerate(found, 1):
         cells = (f"{each.held:.0f}", f"{each.silence:.0f}", f"{each.seen:.0f}")
-        table.add_row(str(number), each.result, *cells, str(each.writes), str(each.errors), str(each.lost))
+        table.add_row(str(number), each.result, *cells, str(each.writes), _text(each.errors), str(each.lost))
     table.add_section()
     middle = [median(row) for row in zip(*((each.held, each.silence, each.seen) for each in found), strict=True)]
-    sums = [sum(row) for row in zip(*((each.writes, each.errors, each.lost) for each in found), strict=True)]
+    sums = [sum(row) for row in zip(*((each.writes, sum(each.errors.values()), each.lost) for each in found), strict=True)]
     table.add_row("median, sum", "", *(f"{value:.0f}" for value in middle), *map(str, sums))
     return table
+
+
+def _text(errors: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in errors.items()) or "0"
 
 
 if __name__ == "__main__":

@@ -108,6 +108,13 @@ def test_an_empty_local_file_is_all_defaults(tmp_path: Path) -> None:
     assert load(path, LocalSettings) == LocalSettings()
 
 
+@pytest.mark.parametrize(("text", "workers"), [("auto", "auto"), ("'auto'", "auto"), ("4", 4)])
+def test_workers_are_a_number_or_a_word(tmp_path: Path, text: str, workers: int | str) -> None:
+    path = tmp_path / "local.yaml"
+    path.write_text(f"proxy: {{workers: {text}}}\n")
+    assert load(path, LocalSettings).proxy.workers == workers
+
+
 def test_a_plain_off_is_the_word_off(tmp_path: Path) -> None:
     path = tmp_path / "local.yaml"
     path.write_text("cluster:\n  aof: off\n  zones: [no, yes]\n")

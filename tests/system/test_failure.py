@@ -294,6 +294,42 @@ def test_a_whole_shard_dies_and_the_others_go_on(broken: Up) -> None:
     nothing_confirmed_is_gone(broken, confirmers)
 
 
+@contextmanager
+def stopped(pids: Sequence[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_nodes_that_hang_all_together_go_on_as_if_nothing_had_been(broken: Up) -> None:
+    pids = broken.pids()
+    setters = [Setter(slot, 0) for slot in SLOTS]
+    with load(broken.redis_url, setters):
+        go_on(setters)
+        with stopped(pids):
+            until(lambda: not ready(broken), "the loss is noticed")
+        until(lambda: ready(broken), "all is well again")
+        go_on(setters)
+    assert all(error == UNKNOWN for each in setters for error in each.errors)
+    assert set(broken.pids()) == set(pids), "nothing was restarted"
+
+
+def test_a_shard_that_hangs_with_its_replica_delays_its_own_commands_alone(broken: Up) -> None:
+    shard = shard_of(broken, SLOTS[0])
+    hit, *spared = [Setter(slot, 0) for slot in SLOTS]
+    with load(broken.redis_url, [hit, *spared]):
+        go_on([hit, *spared])
+        with stopped([each["pid"] for each in [shard["primary"], *shard["replicas"]]]):
+            until(lambda: not ready(broken), "the loss is noticed")
+            go_on(spared, 20)
+        go_on([hit, *spared])
+    assert not any(each.errors for each in spared)
+
+
 # -- one shard without a replica: what is lost comes back by itself or not at all -----------------------------------
 
 

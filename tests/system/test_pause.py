@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
+import signal
 import socket
 import threading
 import time
@@ -564,6 +566,24 @@ def test_who_takes_over_in_a_pause_is_paused_too(fresh: Callable[..., Up]) -> No
         assert admin.call("CLIENT", "UNPAUSE") == b"+OK\r\n"
         assert wire.receive() == b"+OK\r\n"
         assert paused_nodes([address]) == [False]
+
+
+def test_a_write_that_waited_for_a_primary_since_before_goes_through(fresh: Callable[..., Up]) -> None:
+    """And what is read behind it, though whoever takes over is paused."""
+    running = fresh("--shards", "1")
+    [shard] = shards_of(running)
+    with Wire.to(running.redis_url) as admin, Wire.to(running.redis_url) as wire, Wire.to(running.redis_url) as reader:
+        admin.call("SET", "key", 1)
+        os.kill(shard.primary.pid, signal.SIGKILL)
+        until(lambda: metric(running, "ackgate_ready") == 0, "it is noticed")
+        wire.send("SET", "key", 2)
+        until(lambda: metric(running, "ackgate_held_commands") == 1, "it is held")
+        assert admin.call("CLIENT", "PAUSE", LONG, "WRITE") == b"+OK\r\n"
+        shard.replica.call("CLUSTER", "FAILOVER", "TAKEOVER")
+        assert wire.receive() == b"+OK\r\n", "it was sent before the pause"
+        until(lambda: paused_nodes([f"{shard.replica.host}:{shard.replica.port}"]) == [True], "it is paused")
+        assert reader.call("GET", "key") == b"$1\r\n2\r\n"
+        admin.call("CLIENT", "UNPAUSE")
 
 
 def test_the_shards_go_on_when_the_proxy_that_paused_them_is_gone(endpoint: Up, tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ import yaml
 
 from proxy.peers.bus import CHANNEL
 from proxy.peers.messages import Message, derive, seal
-from tests.harness import ENVIRONMENT, READY, Up, until
+from tests.harness import ENVIRONMENT, READY, Up, ackgate, until
 from tests.system.beside import everybody, node_wire, on, primaries
 from tests.system.wire import Wire
 
 LONG = 60_000  # milliseconds; every test ends its pause itself
 SECRET = "a secret for tests"
+NOWHERE = {"cluster": {"seeds": ["127.0.0.1:1"]}, "listen": {"port": 0}, "admin": {"port": 0}}
 
 
 class Proxy:
@@ -309,3 +310,39 @@ def test_without_a_replica_a_pause_is_told_before_it_begins(tmp_path: Path, fres
         other.admin.call("CLIENT", "UNPAUSE")
         until(lambda: one.mode() == "none", "the end is heard")
         assert one.admin.call("SET", "key", 2) == b"+OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [(None, "cannot be read: No such file or directory; name a readable file"), ("\n", "the first line is empty")],
+)
+def test_a_secret_that_cannot_be_had_is_told_in_one_line(content: str | None, problem: str, tmp_path: Path) -> None:
+    secret, config = tmp_path / "secret", tmp_path / "proxy.yaml"
+    if content is not None:
+        secret.write_text(content)
+    config.write_text(yaml.safe_dump({**NOWHERE, "peers": {"secret_file": str(secret)}}))
+    told = ackgate("proxy", "--config", str(config))
+    assert told.returncode != 0
+    [line] = told.stderr.strip().split("\n")
+    assert f"{secret}:1: peers.secret_file: {problem}" in line
+
+
+@pytest.mark.slow
+def test_the_password_of_the_cluster_is_a_secret_to_share(tmp_path: Path, fresh: Callable[..., Up]) -> None:
+    password = tmp_path / "password"
+    password.write_text("a password of nodes\n")
+    config = tmp_path / "local.yaml"
+    config.write_text(f"cluster: {{shards: 1, replicas: 1, password_file: {password}}}\n")
+    running = fresh("--config", str(config))
+    [address] = primaries(running)
+    beside = {"cluster": {"seeds": [address], "password_file": str(password)}}
+    other = Proxy(running, tmp_path / "other", None, **beside)
+    try:
+        until(lambda: other.peers() == 1, "they hear each other")
+        with Wire.to(running.redis_url) as wire:
+            assert wire.call("CLIENT", "PAUSE", LONG, "WRITE") == b"+OK\r\n"
+            assert other.mode() == "write"
+            assert other.admin.call("CLIENT", "UNPAUSE") == b"+OK\r\n"
+            assert wire.call("SET", "key", 1) == b"+OK\r\n"
+    finally:
+        other.kill()
