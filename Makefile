@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first call makes. ARGS= is handed to the command behind a target:
 #   make up ARGS="--port 7000 --shards 4"      make test ARGS="tests/cli -k ready"
 .DEFAULT_GOAL := help
-.PHONY: help up test test-slow compat compat-suites chaos lint fuzz asan clean bench failover profile
+.PHONY: help up test test-slow compat compat-suites chaos lint fuzz asan clean bench failover profile switchovers
 ARGS ?=
 # Tests wait most of the time: more of them than cores at once.
 TESTERS ?= 3
@@ -18,6 +18,7 @@ help:
 	@echo "make chaos  break nodes under load for five minutes and read back every acknowledged write"
 	@echo "make bench  measure it next to other proxies, twelve minutes; QUICK=1 three, WORKLOAD=A-get one workload alone"
 	@echo "make failover  kill and stop primaries, shards and all nodes, and tell how far behind them the proxy is, three minutes"
+	@echo "make switchovers  change primaries under load and show how long clients waited"
 	@echo "make profile WORKLOAD=A-get  show where its time goes under that load"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make fuzz   the two implementations of the codec against each other, at length"
@@ -54,6 +55,10 @@ bench: .venv/installed-bench
 # Both targets of the project are held by the exit status. ARGS="--failovers 3 --outages 0" makes it shorter.
 failover: .venv/installed-bench
 	@exec .venv/bin/python -m tests.bench.failover $(ARGS)
+
+# Ten planned switchovers under load. ARGS="--times 3 --clients 10" makes it shorter.
+switchovers: .venv/installed-dev
+	@exec .venv/bin/python -m tests.bench.switchover $(ARGS)
 
 profile: .venv/installed-bench
 	@exec .venv/bin/python -m tests.bench profile $(or $(WORKLOAD),A-get) $(ARGS)

@@ -148,4 +148,4 @@ async def _restore(node: ControlConnection, value: bytes, connect: Connect) -> N
 
 def _left(deadline: float) -> float:
     """Seconds; a node that hangs is not waited for beyond the deadline, one that answers is heard."""
-    return max(0.05, deadline - trio.current_time())
+    return max(0.05, round(deadline - trio.current_time(), 2))

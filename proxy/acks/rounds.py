@@ -436,9 +436,12 @@ class ShardRounds:
             return primary
 
     async def _read_fsync_verdict(self) -> Verdict:
-        verdict = await self.verdict(fsync=False)
-        primary = await self._reach()
-        return verdict._replace(untrusted=await self._distrust(primary))
+        run = self.next_verdict(fsync=False)
+        untrusted = await self._distrust(await self._reach())  # meanwhile: both are read behind the counts
+        await run.done.wait()
+        if run.result is None:
+            raise run.failure or ConnectionLost("the shard did not answer")
+        return run.result._replace(untrusted=untrusted)
 
 
 def expand(ranges: frozenset[str]) -> set[int]:

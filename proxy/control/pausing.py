@@ -25,7 +25,7 @@ from proxy.control.functions import LIST, registered
 from proxy.control.permissions import Permissions
 from proxy.control.scripts import BY_SHA, ScriptBook
 from proxy.control.sending import Sender
-from proxy.dataplane import Request
+from proxy.dataplane import Lane, Request
 from proxy.pause.board import NO_PAUSE, Board, Mode, Pause
 from proxy.pause.scope import NO_WRITES, by_body, names_to_stop, parse, postpones
 from proxy.pause.shards import LEASE, ShardPauses
@@ -261,12 +261,12 @@ class Pausing:
 
     async def _drain(self) -> None:
         """What was put on lanes before is answered, by all shards that are quick."""
-        lanes = [lane for lane in self.sender.lanes.all_connected() if lane.outstanding and not lane.owner.leased]
+        lanes = self._shared_lanes()
         missing = set(lanes)
         done = trio.Event()
         for lane in lanes:
 
-            def replied(frame: bytes, lane: Any = lane) -> None:
+            def replied(frame: bytes, lane: Lane = lane) -> None:
                 missing.discard(lane)
                 if not missing:
                     done.set()
@@ -276,10 +276,17 @@ class Pausing:
             with trio.move_on_after(DRAIN):
                 await done.wait()
 
+    def _shared_lanes(self) -> set[Lane]:
+        """Those that something is under way on; also what is parked on one that is being connected."""
+        room = self.sender.lanes
+        shared = {lane for lanes in room.sets.values() for lane in lanes if lane.shard >= 0}
+        shared |= {lane for lane in room.all_connected() if not lane.owner.leased}
+        return {lane for lane in shared if lane.outstanding and not lane.closed}
+
     async def _caught_up(self) -> None:
         """What waited for a primary since before the pause has reached it, which is there since just now."""
         with trio.move_on_after(CATCH_UP):
-            while self._held():
+            while self._held():  # noqa: ASYNC110 -- what it is held by, is told nobody in particular
                 await trio.sleep(CATCH_UP / 50)
         await self._drain()
 

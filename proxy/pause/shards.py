@@ -42,8 +42,8 @@ class _Grip:
 class ShardPauses:
     """See the module.
 
-    ``left()`` is for how many seconds more this proxy pauses; not above 0: it does not.  ``caught_up()`` comes back when
-    what clients sent before the pause, and was held, is done.
+    ``left()`` is for how many seconds more this proxy pauses; not above 0: it does not.  ``caught_up()`` comes back
+    when what clients sent before the pause, and was held, is done.
     """
 
     def __init__(

@@ -81,7 +81,6 @@ class Procedure:
         self._held_at = 0.0
         self._deadline = 0.0
         self._promoted = False
-        self._primary: ControlConnection | None = None
         self._pausing = False
 
     async def run(self) -> None:
@@ -89,7 +88,6 @@ class Procedure:
         try:
             async with await self._reach(self.choice.replica) as replica:
                 async with await self._reach(self.choice.primary) as primary:
-                    self._primary = primary
                     await self._approach(primary, replica)
                     async with self._held(primary):
                         await self._switch(primary, replica)
@@ -103,7 +101,7 @@ class Procedure:
     def _failure(self, why: str) -> Exception:
         if self._promoted:
             return Incomplete(f"{text_of(self.choice.replica)} leads {name_of(self.choice.shard)} now, but {why}")
-        if self._primary is not None and self._primary.closed:
+        if why.startswith(f"{text_of(self.choice.primary)}: "):  # as ConnectionLost says it
             return RolledBack(f"{why}; the shard's nodes decide now who leads, as after any failure")
         return RolledBack(f"{why}; {text_of(self.choice.primary)} goes on leading {name_of(self.choice.shard)}")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import trio
 
 from proxy.acks.primary import Primary
-from proxy.routing.slot_map import Shard
+from proxy.routing.slot_map import Node, Shard
 from proxy.topology.cluster import Cluster
 from proxy.topology.watch import NodeWatch, read_pairs
 from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
 
 FIRST_FIXED_REDIS = (8, 2)
 """The first Redis that acknowledges WAITAOF only behind the fsync with ``appendfsync everysec`` (redis#13793)."""
-REPLICA_PATIENCE = 0.05  # seconds a replica has to tell its settings behind a WAITAOF, which has waited already
+REPLICA_PATIENCE = 0.03  # seconds a replica has to tell its settings behind a WAITAOF, which has waited already
 
 
 class Trust:
@@ -39,17 +39,28 @@ class Trust:
         fields = dict(zip(settings[::2], settings[1::2], strict=True))
         if _acknowledges_early(primary.engine, primary.version, fields[b"appendonly"], fields[b"appendfsync"]):
             return _untrusted(shard, address, primary.engine, primary.version)
-        for replica in shard.replicas:
-            watch = self.cluster.watch_of(replica)
-            if replica.health == "fail" or watch is None:
-                continue  # its primary does not count it
-            name = format_address(*replica.address)
-            asked = await self._settings(watch)
-            if not asked:
-                return _unread(shard, name)
-            appendonly, appendfsync = asked.get("appendonly", "").encode(), asked.get("appendfsync", "").encode()
-            if _acknowledges_early(watch.engine, watch.version, appendonly, appendfsync):
-                return _untrusted(shard, name, watch.engine, watch.version)
+        found: dict[Node, str] = {}
+
+        async def ask(replica: Node, watch: NodeWatch) -> None:
+            problem = await self._distrust_replica(shard, replica, watch)
+            if problem is not None:
+                found[replica] = problem
+
+        async with trio.open_nursery() as nursery:
+            for replica in shard.replicas:
+                watch = self.cluster.watch_of(replica)
+                if replica.health != "fail" and watch is not None:  # else its primary does not count it
+                    nursery.start_soon(ask, replica, watch)
+        return next((found[replica] for replica in shard.replicas if replica in found), None)
+
+    async def _distrust_replica(self, shard: Shard, replica: Node, watch: NodeWatch) -> str | None:
+        name = format_address(*replica.address)
+        asked = await self._settings(watch)
+        if not asked:
+            return _unread(shard, name)
+        appendonly, appendfsync = asked.get("appendonly", "").encode(), asked.get("appendfsync", "").encode()
+        if _acknowledges_early(watch.engine, watch.version, appendonly, appendfsync):
+            return _untrusted(shard, name, watch.engine, watch.version)
         return None
 
     def early(self, index: int) -> bool:

@@ -100,7 +100,8 @@ def _table(found: list[Switchover]) -> Table:
         table.add_row(str(number), each.result, *cells, str(each.writes), _text(each.errors), str(each.lost))
     table.add_section()
     middle = [median(row) for row in zip(*((each.held, each.silence, each.seen) for each in found), strict=True)]
-    sums = [sum(row) for row in zip(*((each.writes, sum(each.errors.values()), each.lost) for each in found), strict=True)]
+    counted = [(each.writes, sum(each.errors.values()), each.lost) for each in found]
+    sums = [sum(row) for row in zip(*counted, strict=True)]
     table.add_row("median, sum", "", *(f"{value:.0f}" for value in middle), *map(str, sums))
     return table
 

@@ -65,11 +65,14 @@ def test_the_tour_is_true(tmp_path: Path) -> None:
     "option", re.findall(r"(?<=\[)--[a-z-]+", README.partition("## The command")[2].partition("## ")[0])
 )
 def test_the_options_it_names_exist(option: str) -> None:
+    from proxy.commands.drill import drill
     from proxy.commands.status import status
+    from proxy.commands.switchover import switchover
     from proxy.commands.trace import trace
     from proxy.commands.up import up as command
 
-    known = {name for each in (command, status, trace) for parameter in each.params for name in parameter.opts}
+    commands = (command, status, switchover, drill, trace)
+    known = {name for each in commands for parameter in each.params for name in parameter.opts}
     assert option in known
 
 

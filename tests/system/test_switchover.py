@@ -339,6 +339,30 @@ async def test_a_replica_that_is_not_elected_leaves_the_primary_leading(
     await trio.to_thread.run_sync(settled, endpoint)
 
 
+async def test_a_primary_that_dies_on_the_way_is_replaced_as_after_any_failure(
+    endpoint: Up, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = (await trio.to_thread.run_sync(settled, endpoint))[0]
+    pause = handover.pause_writes
+
+    async def kill_behind(primary: ControlConnection, seconds: float) -> None:
+        await pause(primary, seconds)
+        os.kill(shard.primary.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(handover, "pause_writes", kill_behind)
+    async with inside(endpoint) as server, trio.open_nursery() as nursery:
+        sets = Sets(server, shard.key)
+        nursery.start_soon(sets.run)
+        await sets.more()
+        line = (await _lines(server, shard.primary))[-1]
+        await sets.more()
+        nursery.cancel_scope.cancel()
+    assert line["result"] == "rolled_back" and line["error"].startswith(f"{address(shard.primary)}: "), line
+    assert line["error"].endswith("; the shard's nodes decide now who leads, as after any failure")
+    assert set(sets.replies) == {b"OK"}, "what was held went to the one that was elected"
+    await trio.to_thread.run_sync(settled, endpoint)
+
+
 async def test_one_at_a_time_and_not_while_clients_are_paused(endpoint: Up) -> None:
     shard, other, _ = await trio.to_thread.run_sync(settled, endpoint)
     async with inside(endpoint) as server:

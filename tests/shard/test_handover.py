@@ -1,0 +1,63 @@
+"""What is done to two nodes so that one leads in place of the other, on a real pair."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from shard import handover
+from shard.client import ControlConnection, ReplyError
+from shard.settings import ClusterSettings
+from shard.supervise import Cluster
+
+SETTING = "cluster-manual-failover-timeout"
+
+
+@asynccontextmanager
+async def pair(folder: Path) -> AsyncIterator[tuple[ControlConnection, ControlConnection]]:
+    """Connections to a primary and to its replica, in step."""
+    cluster = Cluster(folder, ClusterSettings(shards=1, replicas=1))
+    await cluster.start()
+    try:
+        connections = [await ControlConnection.open(host, port) for host, port in cluster.seeds()]
+        leads = [(await handover.standing(each)).leads for each in connections]
+        primary, replica = connections if leads[0] else connections[::-1]
+        with trio.fail_after(20):
+            while not (await handover.standing(replica)).linked:  # noqa: ASYNC110 -- asked again
+                await trio.sleep(0.02)
+        yield primary, replica
+        for each in connections:
+            each.abort()
+    finally:
+        await cluster.stop()
+
+
+async def test_a_pair_changes_places_without_losing_a_byte(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (primary, replica):
+        await primary.call("SET", "key", "value")
+        assert not await handover.is_paused(primary)
+        await handover.pause_writes(primary, 30.0)
+        assert await handover.is_paused(primary)
+        offset = (await handover.standing(primary)).offset
+        assert await handover.level(replica, offset, trio.current_time() + 10) == 0
+        assert await handover.level(replica, offset + 1000, trio.current_time() + 0.01) >= 900, "that much is missing"
+        before = await replica.call("CONFIG", "GET", SETTING)
+        async with handover.giving_up_after(2.5, ControlConnection.open, primary, replica):
+            assert (await replica.call("CONFIG", "GET", SETTING))[1] == b"2500"
+            assert await handover.promote(replica, trio.current_time() + 10)
+        assert await replica.call("CONFIG", "GET", SETTING) == before == await primary.call("CONFIG", "GET", SETTING)
+        await handover.unpause(primary)
+        assert not await handover.is_paused(primary)
+        assert await replica.call("GET", "key") == b"value"
+        with trio.fail_after(20):
+            while primary.port not in (await handover.standing(replica)).online:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        follows = await handover.standing(primary)
+        assert not follows.leads and follows.primary_port == replica.port
+        assert follows.offset >= offset, "it goes on from where it was"
+        with pytest.raises(ReplyError, match="You should send CLUSTER FAILOVER to a replica"):
+            await handover.promote(replica, trio.current_time() + 1)
