@@ -208,7 +208,7 @@ def test_a_primary_demoted_and_promoted_again_has_no_numbers_for_its_former_life
             assert value_at(shard.replica, shard.key) is None
         finally:
             os.kill(shard.primary.pid, signal.SIGCONT)
-        shard.replica.call("SET", shard.key + "more", "x" * 1000)
+        shard.replica.call("SET", shard.key + "more", "x" * 100_000)
         promote(shard.primary)
         until(lambda: lies(naive), "its former primary follows")
         assert value_at(shard.primary, shard.key) is None, "which was lost"
