@@ -37,6 +37,7 @@ DRAIN = 0.25
 """Seconds for what is under way to be answered; what takes longer is answered, or redirected, by the engine."""
 AGREE = 2.0  # seconds for the nodes to agree on the new primary, behind its promotion
 BACK = 15.0  # seconds for the former primary to be in step as a replica
+SOONER = 0.25  # seconds by which the engine gives up before: it looks ten times a second (cluster_legacy.c)
 LEEWAY = 0.5  # seconds by which the pause outlasts the stall that is allowed
 
 
@@ -170,7 +171,9 @@ class Procedure:
             raise self._failure(f"replica {text_of(self.choice.replica)} was still {missing} bytes behind {over}")
         self._tell("promote", {})
         left = max(LEEWAY, self._deadline - trio.current_time())
-        async with handover.giving_up_after(left, self.cluster.connect, primary, replica):
+        self._deadline = trio.current_time() + left
+        # The engine gives up first: elected behind our back, the replica would lack what was let through by then.
+        async with handover.giving_up_after(left - SOONER, self.cluster.connect, primary, replica):
             await self._promote(replica, left)
             await self._unpause(primary)  # it pauses by itself, until it knows that it leads no more
             await self._route()

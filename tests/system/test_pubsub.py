@@ -113,6 +113,7 @@ CONVERSATION: list[Words] = [
 
 def test_a_conversation_goes_as_with_one_server(connect: Callable[..., Talk], direct: int, protocol: int) -> None:
     one, other = connect(protocol), connect(protocol, direct)
+    assert one.said("FLUSHALL") == other.said("FLUSHALL")
     for words in CONVERSATION:
         assert (words, one.said(*words)) == (words, other.said(*words))
 
@@ -518,6 +519,7 @@ def test_redis_py_listens(endpoint: Up, protocol: int) -> None:
     with client.pubsub(ignore_subscribe_messages=True) as pubsub:
         pubsub.subscribe(chat=lambda message: heard.append(message["data"]))
         pubsub.psubscribe("ch*")
+        until(lambda: (client.pubsub_numsub("chat"), client.pubsub_numpat()) == ([("chat", 1)], 1), "both subscribed")
         until(lambda: pubsub.get_message(timeout=0.05) is None, "the confirmations")
         assert client.publish("chat", "hello") == 2
         message = until(lambda: pubsub.get_message(timeout=0.05), "a message")
