@@ -458,7 +458,8 @@ def test_two_proxies_hear_each_others_clients(endpoint: Up, tmp_path: Path, conn
             talk.said("SUBSCRIBE", "a")
         for publisher in (connect(), Talk.to(url)):
             with publisher:
-                assert publisher.call("PUBLISH", "a", "m") == b":2\r\n"
+                # Of another proxy's clients one is counted, where both have their subscriptions at the same node.
+                assert publisher.call("PUBLISH", "a", "m") in (b":1\r\n", b":2\r\n")
                 assert [_words(talk.receive())[2] for talk in (here, there)] == [b"m", b"m"]
 
 

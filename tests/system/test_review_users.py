@@ -130,6 +130,7 @@ def test_rules_that_changed_bind_what_was_queued_before(doors: tuple[str, str]) 
     replies = []
     for url in doors:
         with Wire.to(url) as admin, Wire.to(url) as session:
+            assert admin.call("FLUSHALL") == b"+OK\r\n"
             assert admin.call("ACL", "SETUSER", "late", "reset", "on", ">secret", "~*", "&*", "+@all") == b"+OK\r\n"
             queued = ["AUTH late secret", "MULTI", "SET k 1", "CLIENT SETNAME me", "FLUSHALL", "SELECT 1", "DBSIZE"]
             said = [session.call(*words(each)) for each in queued]

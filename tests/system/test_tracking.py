@@ -201,11 +201,11 @@ def test_flushall_and_expiry_are_told(wire: Wire, reader: Reader) -> None:
     assert reader.ask("GET", "k1") == b"$1\r\nx\r\n"
     wire.call("PEXPIRE", "k1", "20")
     assert reader.told_in_the_end() == {"k1"}
-    reader.call("TYPE", "k1")
+    reader.ask("TYPE", "k1")
     assert wire.call("SET", "k1", "y", "PX", "1000") == b"+OK\r\n"
-    assert reader.told() == {"k1"}
-    assert reader.call("GET", "k1") == b"$1\r\ny\r\n"
-    assert reader.told() == {"k1"}
+    assert reader.told_in_the_end() == {"k1"}
+    assert reader.ask("GET", "k1") == b"$1\r\ny\r\n"
+    assert reader.told_in_the_end() == {"k1"}
 
 
 @pytest.mark.parametrize(
