@@ -11,8 +11,6 @@ BY_ERROR: dict[str, str] = {
     "non local key in a cluster node": "a script that uses keys it does not declare",
     "is refused by the proxy": "refused because it could break the cluster (BGSAVE, REPLICAOF, CONFIG SET requirepass)",
     "TRACKING with REDIRECT is not supported": "CLIENT TRACKING with REDIRECT: RESP3 needs none",
-    "'client pause' is not supported": "CLIENT PAUSE is not supported yet",
-    "'client unpause' is not supported": "CLIENT PAUSE is not supported yet",
 }
 """What the test failed with -> the reason."""
 
