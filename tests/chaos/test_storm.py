@@ -58,4 +58,4 @@ def test_without_a_rule_the_same_clients_lose_what_they_were_told(running: Up) -
 
 def caught(running: Up, crew: Crew) -> bool:
     """Whether these clients are seen to lose what they were told is safe, if not at the first kill."""
-    return any(storm(running, "control", SHORT[:1], crew, kills=1, seconds=15, seed=seed).lost for seed in range(4))
+    return any(storm(running, "control", SHORT[:1], crew, kills=1, seconds=15, seed=seed).lost for seed in range(16))

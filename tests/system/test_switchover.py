@@ -336,6 +336,12 @@ async def test_a_replica_that_is_not_elected_leaves_the_primary_leading(
     assert set(sets.replies) == {b"OK"}
     assert shard.primary.call("ROLE")[0] == "master"
     assert shard.primary.call("CONFIG", "GET", "cluster-manual-failover-timeout") == timeout
+
+    def can_be_had() -> bool:
+        """Who voted too late votes for nobody else of the shard for twice the node timeout."""
+        return bool(order(endpoint, shard=address(shard.primary))[-1]["result"] == "done")
+
+    await trio.to_thread.run_sync(until, can_be_had, "it can be had when they vote again")
     await trio.to_thread.run_sync(settled, endpoint)
 
 
