@@ -7,7 +7,8 @@ Some facts about the engine that this rests on (Valkey 9.1; networking.c, cluste
 - CLIENT PAUSE WRITE postpones writes and stops expiry; it ends by itself.  The replication offset then moves by the
   primary's pings alone, one in ``repl-ping-replica-period``.
 - CLUSTER FAILOVER is answered at once; the replica then has its primary pause by itself, for that and nothing else,
-  takes what is missing and asks the other primaries for their votes.  If they do not come within
+  takes what is missing and asks the other primaries for their votes.  Asked again it begins anew (Valkey 8.1; before,
+  it waits with the votes for four times the node timeout).  If they do not come within
   ``cluster-manual-failover-timeout`` (Valkey 9; before that and in Redis always 5 s) it gives up, and the primary goes
   on.
 - Commands that were postponed are looked at again once the pause is over, by a node that is a replica by then: they
@@ -17,7 +18,7 @@ Some facts about the engine that this rests on (Valkey 9.1; networking.c, cluste
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import trio
@@ -26,6 +27,7 @@ from shard.client import ConnectionLost, ControlConnection, ReplyError
 from shard.node import parse_info
 
 _LOOK = 0.002  # seconds between two looks at an offset or a role: commands are held meanwhile
+_PATIENCE = 0.5  # seconds for an election, which takes some 50 ms, before it is asked for again
 _RESTORE = 0.3  # seconds to set one back
 _TIMEOUT_SETTING = "cluster-manual-failover-timeout"
 
@@ -95,12 +97,20 @@ async def level(replica: ControlConnection, offset: int, deadline: float) -> int
 async def promote(replica: ControlConnection, deadline: float) -> bool:
     """Have the replica take over, by the engine's own planned failover; False: not by ``deadline``.
 
+    A request or a vote that was lost or refused on the way is seen by nobody, so it is asked for again, ever later.
     Raises ``ReplyError`` when it refuses, ``ConnectionLost``.
     """
     await replica.call("CLUSTER", "FAILOVER", timeout=_left(deadline))
+    again, patience = trio.current_time() + _PATIENCE, _PATIENCE
     while not (await standing(replica, _left(deadline))).leads:
-        if trio.current_time() >= deadline:
+        now = trio.current_time()
+        if now >= deadline:
             return False
+        if now >= again:
+            with suppress(ReplyError):  # elected just now
+                await replica.call("CLUSTER", "FAILOVER", timeout=_left(deadline))
+            patience *= 2  # on a busy machine an election takes its time, and asking anew ends the one before
+            again = now + patience
         await trio.sleep(_LOOK)
     return True
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from shard import handover
+from shard.binary import find_server
 from shard.client import ControlConnection, ReplyError
 from shard.settings import ClusterSettings
 from shard.supervise import Cluster
@@ -18,9 +20,9 @@ SETTING = "cluster-manual-failover-timeout"
 
 
 @asynccontextmanager
-async def pair(folder: Path) -> AsyncIterator[tuple[ControlConnection, ControlConnection]]:
+async def pair(folder: Path, **settings: Any) -> AsyncIterator[tuple[ControlConnection, ControlConnection]]:
     """Connections to a primary and to its replica, in step."""
-    cluster = Cluster(folder, ClusterSettings(shards=1, replicas=1))
+    cluster = Cluster(folder, ClusterSettings(shards=1, replicas=1, **settings))
     await cluster.start()
     try:
         connections = [await ControlConnection.open(host, port) for host, port in cluster.seeds()]
@@ -61,3 +63,26 @@ async def test_a_pair_changes_places_without_losing_a_byte(tmp_path: Path) -> No
         assert follows.offset >= offset, "it goes on from where it was"
         with pytest.raises(ReplyError, match="You should send CLUSTER FAILOVER to a replica"):
             await handover.promote(replica, trio.current_time() + 1)
+
+
+@pytest.mark.parametrize(("number", "name"), [(5, b"auth-req"), (8, b"mfstart")])
+async def test_a_message_that_was_lost_is_sent_again(tmp_path: Path, number: int, name: bytes) -> None:
+    """The engine asks its primary to pause, and for votes, once each; a refusal is told to nobody, either."""
+    open_to_debug = tmp_path / "valkey-server"
+    open_to_debug.write_text(f'#!/bin/sh\nexec {find_server().path} "$@" --enable-debug-command local\n')
+    open_to_debug.chmod(0o755)
+    async with pair(tmp_path / "nodes", binary=str(open_to_debug)) as (primary, replica):
+        await primary.call("DEBUG", "DROP-CLUSTER-PACKET-FILTER", number)
+        elected = []
+
+        async def promote() -> None:
+            elected.append(await handover.promote(replica, trio.current_time() + 10))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(promote)
+            with trio.fail_after(20):
+                while b"messages_%b_received" % name not in await primary.call("CLUSTER", "INFO"):
+                    await trio.sleep(0.02)
+            await primary.call("DEBUG", "DROP-CLUSTER-PACKET-FILTER", -1)
+        assert elected == [True]
+        assert (await handover.standing(replica)).leads
