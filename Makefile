@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first call makes. ARGS= is handed to the command behind a target:
 #   make up ARGS="--port 7000 --shards 4"      make test ARGS="tests/cli -k ready"
 .DEFAULT_GOAL := help
-.PHONY: help up test test-slow compat compat-suites chaos lint fuzz asan clean bench failover profile switchovers
+.PHONY: help up test test-slow monitoring-test dashboards compat compat-suites chaos lint fuzz asan clean bench failover profile switchovers
 ARGS ?=
 # Tests wait most of the time: more of them than cores at once.
 TESTERS ?= 3
@@ -13,9 +13,11 @@ help:
 	@echo "make up     install what is needed, run a cluster with the proxy in front of it, until Ctrl-C"
 	@echo "make test   run the tests"
 	@echo "make test-slow  run those that take their time"
+	@echo "make monitoring-test  alerts, dashboards and consoles against a real Prometheus and a real browser"
+	@echo "make dashboards  write the files of deploy/grafana and deploy/prometheus/consoles anew"
 	@echo "make compat  call every command direct and through the proxy, and write COMPATIBILITY.md"
 	@echo "make compat-suites  run the suites of redis-py and valkey-py direct and through the proxy, six minutes"
-	@echo "make chaos  break nodes under load for five minutes and read back every acknowledged write"
+	@echo "make chaos  break nodes, proxies and the network under load for five minutes and read back every acknowledged write"
 	@echo "make bench  measure it next to other proxies, twelve minutes; QUICK=1 three, WORKLOAD=A-get one workload alone"
 	@echo "make failover  kill and stop primaries, shards and all nodes, and tell how far behind them the proxy is, three minutes"
 	@echo "make switchovers  change primaries under load and show how long clients waited"
@@ -29,11 +31,21 @@ up: .venv/installed
 	@exec .venv/bin/ackgate up $(ARGS)
 
 test: .venv/installed-dev
-	@exec .venv/bin/python -m pytest -m "not slow" -n $(TESTERS) --dist loadfile $(ARGS)
+	@exec .venv/bin/python -m pytest -m "not slow and not monitoring" -n $(TESTERS) --dist loadfile $(ARGS)
 
 # What takes seconds each, and is seldom touched.
 test-slow: .venv/installed-compat
 	@exec .venv/bin/python -m pytest -m slow $(ARGS)
+
+# Rules, dashboards and consoles against a real Prometheus and a real browser.
+monitoring-test: .venv/installed-dev
+	@for need in prometheus promtool chromium; do command -v $$need >/dev/null 2>&1 || { \
+	  echo "make: $$need is missing; on Debian: apt-get install --no-install-recommends prometheus chromium" >&2; exit 1; }; done
+	@exec .venv/bin/python -m pytest -m monitoring tests/monitoring $(ARGS)
+
+# What stands in deploy/dashboards as Grafana's files and Prometheus' console; a test fails when they differ.
+dashboards: .venv/installed
+	@exec .venv/bin/python -m deploy.dashboards
 
 # Every command of the engine, direct and through the proxy; a test holds the page against what is seen.
 compat: .venv/installed-dev
@@ -43,7 +55,8 @@ compat: .venv/installed-dev
 compat-suites: .venv/installed-compat
 	@exec .venv/bin/python -m tests.compat.suites $(ARGS)
 
-# ARGS="--kills 4 --seconds 60" makes it shorter, ARGS=--help tells the rest.
+# Needs root, or user namespaces, and iptables. ARGS="--kills 4 --seconds 60" makes it shorter, ARGS='--only "proxy killed"' does
+# that alone, ARGS=--help tells the rest. The exit status is not 0 when anything was lost or broken, or a control run not caught.
 chaos: .venv/installed-dev
 	@exec .venv/bin/python -m tests.chaos $(ARGS)
 

@@ -14,7 +14,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-DATA_PLANE = frozenset(f"proxy.dataplane.{name}" for name in ("base", "requests", "lane", "client", "plane"))
+DATA_PLANE = frozenset(f"proxy.dataplane.{name}" for name in ("tally", "base", "requests", "lane", "client", "plane"))
 COMPILED = [
     Extension("proxy.codec._compiled", ["proxy/codec/_compiled.pyx"]),
     *(Extension(name, [name.replace(".", "/") + ".py"]) for name in sorted(DATA_PLANE)),

@@ -44,11 +44,13 @@ from proxy.control.stuck import NON_LOCAL, StuckScripts
 from proxy.control.tracking import TrackingCommands
 from proxy.control.waiting import WaitCommands
 from proxy.dataplane import Client, DataPlane, Lane, Limits, Lost, Request
-from proxy.errors import UserError
-from proxy.observe.metrics import Counters, Metrics, ShardFigures
+from proxy.listening import bound
+from proxy.observe.metrics import Metrics
+from proxy.observe.pulse import Pulse
 from proxy.observe.steps import StepFigures
 from proxy.observe.traces import Traces
 from proxy.peers import Peers, derive
+from proxy.readings import Readings
 from proxy.routing.slot_map import NO_SHARD, Node, Shard, SlotMap
 from proxy.sessions.clients import figures as client_figures
 from proxy.sessions.connection import Doorkeeper
@@ -57,9 +59,10 @@ from proxy.switchover.procedure import Holds
 from proxy.switchover.switchovers import Report, Switchovers
 from proxy.topology.channels import Hub
 from proxy.topology.cluster import Cluster
+from proxy.topology.elsewhere import WATCHED
 from proxy.topology.lanes import Lanes
 from proxy.topology.logins import Logins
-from proxy.topology.redirects import WATCHED, Redirects
+from proxy.topology.redirects import Redirects
 from proxy.topology.roster import Roster
 from proxy.topology.trust import Trust
 from shard.client import ConnectionLost, ControlConnection, Credentials, format_address
@@ -89,7 +92,9 @@ class Server:
         self.settings = settings
         self.place = place
         self.log = log
-        self.metrics = Metrics(self, codec=codec.IMPLEMENTATION, dataplane=dataplane.IMPLEMENTATION)
+        self.readings = Readings(self)
+        self.metrics = Metrics(self.readings, codec=codec.IMPLEMENTATION, dataplane=dataplane.IMPLEMENTATION)
+        self.pulse = Pulse(self.metrics, self.readings.shards_seen)
         self.address: tuple[str, int] = (settings.listen.host, settings.listen.port)
         self.started = time.time()
         timeouts = settings.timeouts
@@ -102,14 +107,17 @@ class Server:
             keepalive=keepalive,
             client_ids=place.client_ids(),
         )
-        self.plane.sample_every = SAMPLE_EVERY
+        if settings.admin.command_metrics:
+            self.plane.sample_every = SAMPLE_EVERY
+        else:
+            self.plane.tally = None
         self.cluster = Cluster(
             [split_address(seed) for seed in settings.cluster.seeds],
             timeouts,
             credentials,
             changed=self._map_changed,
             lived=self._lived,
-            restarted=lambda: self.router.refresh(),
+            restarted=lambda: self.router.vocabulary.refresh(),
             recovered=self._recovered,
             moving=lambda: self.redirects.unsettle(),
             amiss=lambda: not self.ready,
@@ -138,7 +146,12 @@ class Server:
             replicas=self.cluster.replicas_alive,
             keeps_aof=self.cluster.keeps_aof,
         )
-        self.traces = Traces(self.acks, describe=self.cluster.describe_shard, keeps_aof=self.cluster.keeps_aof)
+        self.traces = Traces(
+            self.acks,
+            describe=self.cluster.describe_shard,
+            keeps_aof=self.cluster.keeps_aof,
+            named=self.cluster.named,
+        )
         self.roster = Roster(self.cluster, settings.auth.heal_users, self._users_changed)
         self.logins = Logins(
             self.cluster,
@@ -167,7 +180,7 @@ class Server:
             self.lanes,
             timeouts,
             lost_write=self._lost_write,
-            one_by_one=lambda on: self.router.one_by_one(on),
+            one_by_one=lambda on: self.router.vocabulary.one_by_one(on),
         )
         patience = timeouts.hold
         sender = Sender(
@@ -211,7 +224,7 @@ class Server:
         self.draining = Drain(self.plane, self.sessions)
         self.tracking = TrackingCommands(sender, self.sessions, settings.lanes.private_sessions, timeouts.connect)
         self.client_commands = ClientCommands(sender, connection.sessions, place)
-        monitors = MonitorCommands(sender, lambda on: self.router.monitored(on))
+        monitors = MonitorCommands(sender, lambda on: self.router.vocabulary.monitored(on))
         self.peers = Peers(self.cluster, _shared_key(settings, place))
         self.pausing = Pausing(
             sender,
@@ -220,11 +233,11 @@ class Server:
             self.peers,
             table=lambda: self.router.table,
             engine=lambda: connection.engine().name,
-            changed=lambda: self.router.paused(),
+            changed=lambda: self.router.vocabulary.paused(),
             pass_on=lambda call: self.router.pass_on(call),
             again=lambda call: self.router.again(call),
             refuse=lambda session, request, frame: self.router.refuse(session, request, frame),
-            held=lambda: self.redirects.held[0],
+            held=lambda shard: self.redirects.held_for(shard),
         )
         families = (
             self.pubsub.handlers,
@@ -253,8 +266,9 @@ class Server:
             CodecLimits(large_request=settings.lanes.large_request),
             patience,
         )
+        self.router.vocabulary.tallies = [each for each in (self.plane.tally, self.steps.at_shard) if each is not None]
         self._accept_again = trio.Event()
-        self._slow_clients = 0
+        self.slow_clients = 0
         self._say_again = 0.0
 
     # -- running -------------------------------------------------------------------------------------
@@ -278,9 +292,11 @@ class Server:
                 nursery.start_soon(self.traces.run)
                 nursery.start_soon(self.concerns.run)
                 nursery.start_soon(self.switchovers.run)
+                nursery.start_soon(self.router.sender.run)
                 nursery.start_soon(self.router.run)
                 nursery.start_soon(self.pausing.run)
                 nursery.start_soon(self.peers.run)
+                nursery.start_soon(self.pulse.run)
                 nursery.start_soon(self._begin_accepting, listener)
                 nursery.start_soon(self._resume_accepting)
                 nursery.start_soon(self._close_idle)
@@ -326,7 +342,7 @@ class Server:
         while not self.cluster.map.version:
             await self.cluster.updated.wait()
         while not len(self.router.table):
-            await self.router.read_commands()
+            await self.router.vocabulary.read_commands()
             if not len(self.router.table):
                 await trio.sleep(READY_LOOK)
         await self.peers.joined()  # a pause that runs holds new clients, too
@@ -406,6 +422,10 @@ class Server:
         self.acks.of(new.index).owns(frozenset(_range_text(first, last) for first, last in new.ranges))
         if old is not None and _same_node(old.primary, new.primary):
             return False
+        if new.primary is not None:
+            before = self.cluster.watch_of(old.primary) if old is not None and old.primary is not None else None
+            answered = before is not None and before.alive and self.lanes.base[new.index].attached
+            self.pulse.leads(new.id.decode(), new.primary, answered or self.lanes.on_hold(new.index))
         self.lanes.retire(new.index)
         self.lanes.let_go(new.index)
         self.acks.primary_changed(new.index, new.primary.node_id.decode() or None if new.primary is not None else None)
@@ -441,10 +461,10 @@ class Server:
 
     def _recovered(self, address: tuple[str, int]) -> None:
         """A node answers again: what it leads need not wait for the next attempt, and its old lanes may be dead."""
+        self.redirects.doubts.doubt(self.cluster.nodes[address].node_id)
         for shard in self.cluster.map.shards:
             if shard.primary is not None and shard.primary.address == address:
-                self.lanes.wake(shard.index)
-                self.redirects.doubt(shard.index)
+                self.lanes.wake(shard.index, anew=True)
                 self.acks.primary_changed(shard.index, shard.primary.node_id.decode())  # on new connections, at least
 
     def _lived(self, life: Life) -> None:
@@ -518,7 +538,7 @@ class Server:
             self.log.error("cannot accept clients", reason=error.strerror, cure=cure)
 
     def refused(self, client: Client, why: str) -> None:
-        self._slow_clients += 1
+        self.slow_clients += 1
         self.log.warning(why, client=client.id)
 
     def failed(self, where: str, error: Exception) -> None:
@@ -553,96 +573,6 @@ class Server:
     def _shard_id(self, index: int) -> str | None:
         shard = self.cluster.shard(index)
         return shard.id.decode() if shard is not None else None
-
-    def counters(self) -> Counters:
-        """Figures of the whole proxy, for the metrics."""
-        plane = self.plane.counters
-        redirects = self.redirects.counts
-        held, held_bytes = self.redirects.held
-        versions: dict[str, int] = {}
-        for watch in self.cluster.nodes.values():
-            if watch.version:
-                name = f"{watch.engine} {watch.version}"
-                versions[name] = versions.get(name, 0) + 1
-        return {
-            "clients_open": len(self.plane.clients),
-            "clients_accepted": plane.accepted,
-            "clients_refused": plane.refused - self._slow_clients,
-            "clients_closed_slow": self._slow_clients,
-            "commands": plane.commands,
-            "commands_control": self.router.calls,
-            "protocol_errors": plane.protocol_errors,
-            "subscribers_cut": plane.subscribers_cut,
-            "subscriptions_shared": self.hub.size,
-            "subscription_links": self.hub.open_links,
-            "messages_delivered": self.hub.delivered,
-            "bytes_in": plane.bytes_in,
-            "bytes_out": plane.bytes_out,
-            "shard_bytes_in": plane.shard_bytes_in,
-            "shard_bytes_out": plane.shard_bytes_out,
-            "lanes_open": sum(1 for _ in self.lanes.all_connected()),
-            "lane_connects": self.lanes.connects,
-            "lane_losses": plane.lane_losses,
-            "leased_open": self.lanes.leased,
-            "blocked": len(self.blocking.blocks),
-            "moved": redirects["moved"],
-            "ask": redirects["ask"],
-            "tryagain": redirects["tryagain"],
-            "splits": plane.splits + self.router.sender.counts["splits"],
-            "fanouts": self.router.sender.counts["fanouts"],
-            "outcome_unknown": redirects["outcome_unknown"],
-            "refused": self.router.refused,
-            "held": held,
-            "held_bytes": held_bytes,
-            "holds": redirects["holds"],
-            "hold_timeouts": redirects["hold_timeouts"],
-            "waits_open": self.acks.open - self.concerns.open,
-            "concerns_open": self.concerns.open,
-            "ack_rounds": self.acks.rounds,
-            "acks_unconfirmed": self.acks.unconfirmed,
-            "markers_refused": self.acks.markers_refused,
-            "markers_raised": self.acks.markers_raised,
-            "waits_alone": self.acks.alone,
-            "slot_map_version": self.cluster.map.version,
-            "slots_covered": sum(1 for index in self.cluster.map.shard_of_slot if index != NO_SHARD),
-            "discoveries": self.cluster.discoveries,
-            "discovery_failures": self.cluster.failures,
-            "ready": int(self.ready),
-            "engine_versions": versions,
-            "identities": sum(not identity.own for identity in self.lanes.sets),
-            "tracking": len(self.lanes.greetings),
-            "logins_refused": self.brake.failures,
-            "users_healed": self.roster.healed,
-            "users_differ": self.roster.differing,
-            "paused": int(self.pausing.present().mode),
-            "parked": len(self.pausing.parked),
-            "pauses": self.pausing.pauses,
-            "peers": len(self.peers.peers),
-            "peer_messages_refused": self.peers.refused,
-        }
-
-    def shard_figures(self) -> list[ShardFigures]:
-        """Figures of each shard, for the metrics."""
-        return [self._figures(shard) for shard in self.cluster.map.shards]
-
-    def _figures(self, shard: Shard) -> ShardFigures:
-        primary = self.cluster.watch_of(shard.primary) if shard.primary is not None else None
-        offset = primary.offset if primary is not None else 0
-        lanes = self.lanes.connected(shard.index)
-        busy = [lane for lane in lanes if not lane.owner.patience]  # the others block because they are asked to
-        lags = {format_address(*node.address): self.cluster.lag_of(shard.primary, node) for node in shard.replicas}
-        return {
-            "shard": shard.id.decode(),
-            "up": int(self.lanes.base[shard.index].attached),
-            "slots": sum(last - first + 1 for first, last in shard.ranges),
-            "replicas_online": self.cluster.replicas_alive(shard.index),
-            "offset": offset,
-            "lag_bytes": {address: lag.size for address, lag in lags.items() if lag is not None},
-            "lag_seconds": {address: lag.seconds for address, lag in lags.items() if lag is not None},
-            "outstanding": sum(lane.outstanding for lane in lanes),
-            "oldest_seconds": max((self.plane.lane_age(lane) for lane in busy), default=0.0),
-            "lanes_open": len(lanes),
-        }
 
     def _clients_info(self) -> dict[str, int]:
         """INFO's figures of clients, as far as those of siblings are to be added."""
@@ -696,28 +626,18 @@ def _keep_freed_memory() -> None:
 
 
 def _bound(settings: ProxySettings, place: Place) -> socket.socket:
-    host, port = settings.listen.host, settings.listen.port
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if not place.alone:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.setblocking(False)
-            listener.bind(address)
-            if not place.late:
-                listener.listen(settings.listen.backlog)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; "
-            "stop what uses it or choose another port (listen.port)"
-        ) from None
-    return listener
+    """The port, where clients are listened for unless that is to come later.  Raises ``UserError``."""
+
+    def bind(listener: socket.socket, address: Any) -> None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not place.alone:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setblocking(False)
+        listener.bind(address)
+        if not place.late:
+            listener.listen(settings.listen.backlog)
+
+    return bound(settings.listen, bind)
 
 
 def _password(file: str | None) -> str | None:

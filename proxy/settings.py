@@ -62,11 +62,13 @@ class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     - ``port``: TCP port; 0 takes any free one. Default 9121.
     - ``token_file``: file whose first line those must present who order a switchover; null takes orders from this
       machine alone, and from everybody on it. Default null.
+    - ``command_metrics``: count answers, errors and times of each command, and time the steps of some. Default true.
     """
 
     host: Host = "127.0.0.1"
     port: Port = 9121
     token_file: str | None = None
+    command_metrics: bool = True
 
 
 class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

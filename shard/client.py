@@ -155,6 +155,11 @@ class ControlConnection:
         """``host:port`` as given to ``open``."""
         return format_address(self.host, self.port)
 
+    @property
+    def peer(self) -> str:
+        """The IP address the host was found at."""
+        return str(self._socket.getpeername()[0])
+
     async def call(self, *args: Arg, timeout: float | None = None) -> Any:
         """Send one command and return its reply (bytes, int, list, None...; never decoded to str).
 

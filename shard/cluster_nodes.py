@@ -27,6 +27,8 @@ class NodeRow:
     epoch: int
     linked: bool
     slots: tuple[Range, ...]
+    name: str = ""
+    """The host name it announces, if any."""
 
     @property
     def is_primary(self) -> bool:
@@ -46,7 +48,8 @@ def parse_cluster_nodes(reply: bytes) -> list[NodeRow]:
 
 def _parse_row(line: str) -> NodeRow:
     node_id, place, flags, primary, _ping, _pong, epoch, link, *slots = line.split()
-    place, _, bus = place.partition(",")[0].partition("@")
+    place, name, *_ = [*place.split(","), ""]
+    place, _, bus = place.partition("@")
     host, _, port = place.rpartition(":")
     return NodeRow(
         node_id=node_id,
@@ -58,6 +61,7 @@ def _parse_row(line: str) -> NodeRow:
         epoch=int(epoch),
         linked=link == "connected",
         slots=tuple(_parse_range(slot) for slot in slots if not slot.startswith("[")),
+        name=name,
     )
 
 

@@ -4,26 +4,30 @@ Order (measured on Valkey 9.1.2, anything else is refused or slower): slots and 
 knows no other, then the nodes meet, then, every node known everywhere, replicas are told whom to follow.
 
 Every step looks first and does only what is missing: a cluster formed half way is completed, a whole one left alone.
+
+The engine remembers nodes by address. Where addresses changed (containers made anew) it is enough that of two nodes one
+is told the other's new one: MEET between nodes that know each other changes nothing else. It has to be soon, though: a
+primary that a majority held for failed is replaced by its replica once that one is linked to it again.
 """
 
 from __future__ import annotations
 
-import socket
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import trio
 
 from shard.arrange import Address, arrange, election_warning
-from shard.client import Credentials, format_address
+from shard.client import Arg, Credentials
 from shard.cluster_nodes import SLOTS, Range, ranges_of, slots_in
 from shard.errors import ShardError
 from shard.layout import BUS_OFFSET
-from shard.member import Member, ask, connect_members, for_all, open_to
+from shard.member import Member, ask, connect_members, for_all, open_to, wait_for_nodes
 from shard.node import parse_info
 
 Progress = Callable[[str, int, int], None]
-"""``progress(step, done, total)``, step one of ``start``, ``meet``, ``replicate``, ``ready``."""
+"""``progress(step, done, total)``, step one of ``start``, ``wait``, ``meet``, ``replicate``, ``ready``."""
 
 _POLL_SECONDS = 0.05
 # A handshake that was lost is given up by the engine after its node timeout; meet again now and then.
@@ -45,11 +49,14 @@ async def form(
     progress: Progress = no_progress,
     timeout: float = 60.0,  # noqa: ASYNC109 -- it becomes a line that names what was waited for
 ) -> list[str]:
-    """Make one cluster of running nodes; see ``arrange`` for who becomes what. Host names are resolved.
+    """Make one cluster of nodes; see ``arrange`` for who becomes what. Host names are resolved.
 
-    ``zones`` None: the nodes' own ``availability-zone`` decides, where they have one.
-    Returns warnings, one line each. Raises ``ShardError``.
+    Nodes that do not run yet, have no address yet or load their data are waited for. ``zones`` None: the nodes' own
+    ``availability-zone`` decides, where they have one.
+    Returns warnings, one line each. Raises ``ShardError``, also when the nodes take longer than ``timeout`` seconds to
+    come, or so long again to form.
     """
+    await wait_for_nodes(addresses, credentials, timeout, _only_changes(progress))
     if zones is None:
         zones = await _ask_zones(addresses, credentials)
     groups = arrange(addresses, shards, replicas, zones)
@@ -120,10 +127,10 @@ class _Former:
         """Nodes that already met others must all belong together: meeting would merge two clusters and their slots."""
         clusters: list[set[str]] = []
         for member in self._members:
-            if len(member.known) > 1:
-                touching = [cluster for cluster in clusters if cluster & member.known]
-                rest = [cluster for cluster in clusters if not cluster & member.known]
-                clusters = [*rest, member.known.union(*touching)]
+            if len(member.remembered) > 1:
+                touching = [cluster for cluster in clusters if cluster & member.remembered]
+                rest = [cluster for cluster in clusters if not cluster & member.remembered]
+                clusters = [*rest, member.remembered.union(*touching)]
         if len(clusters) > 1:
             raise ShardError(
                 f"the nodes belong to {len(clusters)} different clusters: give nodes of one cluster, or new ones"
@@ -131,7 +138,7 @@ class _Former:
 
     async def _refuse_used_nodes(self) -> None:
         for member in self._members:
-            if len(member.known) > 1 or member.me.slots:
+            if len(member.remembered) > 1 or member.me.slots:
                 continue
             [keys] = await ask(member.connection, ("DBSIZE",))
             if keys:
@@ -156,25 +163,36 @@ class _Former:
                     await ask(primary.connection, ("CLUSTER", "SET-CONFIG-EPOCH", number + 1))
 
     async def _meet(self) -> None:
-        hub, *others = self._members
-        introduced_at = -_MEET_AGAIN_SECONDS
+        introduced_at = -math.inf
         while (done := self._acquainted()) < len(self._members):
             self._progress("meet", done, len(self._members))
             self.waiting_for = f"{len(self._members) - done} of {len(self._members)} nodes do not know all others yet"
             if trio.current_time() - introduced_at >= _MEET_AGAIN_SECONDS:
                 introduced_at = trio.current_time()
-                await for_all(self._introduce, [(hub, other) for other in others if other.me.node_id not in hub.known])
+                await for_all(self._introduce, [(member,) for member in self._members])
             await trio.sleep(_POLL_SECONDS)
             await self._look()
         self._progress("meet", done, done)
 
     def _acquainted(self) -> int:
         everybody = {member.me.node_id for member in self._members}
-        return sum(everybody <= member.known and not _shakes_hands(member) for member in self._members)
+        return sum(
+            everybody <= member.known and everybody - {member.me.node_id} <= member.heard and not _shakes_hands(member)
+            for member in self._members
+        )
 
-    async def _introduce(self, hub: Member, other: Member) -> None:
-        host, port = await _resolve(other.address)
-        await ask(hub.connection, ("CLUSTER", "MEET", host, port, other.me.bus_port or port + BUS_OFFSET))
+    async def _introduce(self, member: Member) -> None:
+        """Tell a member where those are that have not heard from it; of strangers, the first member is told alone."""
+        hub = self._members[0]
+        meets = [
+            _meeting(other)
+            for other in self._members
+            if other is not member
+            and (other.me.node_id in member.remembered or member is hub)
+            and (member.me.node_id not in other.heard or other.me.node_id not in member.known)
+        ]
+        if meets:
+            await ask(member.connection, *meets)
 
     async def _become_ready(self) -> None:
         while not self._is_ready():
@@ -242,14 +260,11 @@ def _primary_of(group: list[Member]) -> Member:
     return (with_slots or with_replica or group)[0]
 
 
+def _meeting(member: Member) -> tuple[Arg, ...]:
+    """The command that introduces a member; nodes meet by IP address only."""
+    port = member.address[1]
+    return "CLUSTER", "MEET", member.connection.peer, port, member.me.bus_port or port + BUS_OFFSET
+
+
 def _shakes_hands(member: Member) -> bool:
     return any("handshake" in row.flags for row in member.rows)
-
-
-async def _resolve(address: Address) -> Address:
-    """Nodes meet by IP address only."""
-    try:
-        found = await trio.socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ShardError(f"node {format_address(*address)}: {error.strerror}; correct its name") from None
-    return str(found[0][4][0]), address[1]

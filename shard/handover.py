@@ -17,7 +17,7 @@ Some facts about the engine that this rests on (Valkey 9.1; networking.c, cluste
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
@@ -42,9 +42,8 @@ class Standing(NamedTuple):
     """Bytes of the stream that it wrote, or has taken in."""
     linked: bool
     """A replica that follows its primary and has no full copy under way."""
-    primary_port: int
-    online: frozenset[int]
-    """The ports of its replicas that are in step."""
+    online: frozenset[tuple[str, int]]
+    """IP address and port of each of its replicas that is in step."""
 
 
 async def standing(node: ControlConnection, within: float | None = None) -> Standing:
@@ -55,15 +54,14 @@ async def standing(node: ControlConnection, within: float | None = None) -> Stan
         leads,
         int(info.get("master_repl_offset" if leads else "slave_repl_offset", 0)),
         info.get("master_link_status") == "up" and info.get("master_sync_in_progress", "0") == "0",
-        int(info.get("master_port", 0)),
         frozenset(_online(info)),
     )
 
 
-def _online(info: dict[str, str]) -> list[int]:
+def _online(info: dict[str, str]) -> list[tuple[str, int]]:
     rows = [value for name, value in info.items() if name[:5] == "slave" and name[5:].isdigit()]
     fields = [dict(part.partition("=")[::2] for part in row.split(",")) for row in rows]
-    return [int(each["port"]) for each in fields if each.get("state") == "online"]
+    return [(each["ip"], int(each["port"])) for each in fields if each.get("state") == "online"]
 
 
 async def is_paused(primary: ControlConnection) -> bool:
@@ -115,33 +113,38 @@ async def promote(replica: ControlConnection, deadline: float) -> bool:
     return True
 
 
+async def failover_timeout(node: ControlConnection) -> bytes | None:
+    """After how many milliseconds a planned failover is given up; None where the engine does not let one say so.
+
+    Raises ``ConnectionLost``.
+    """
+    try:
+        found = await node.call("CONFIG", "GET", _TIMEOUT_SETTING)
+    except ReplyError:
+        return None  # not ours to look at
+    value = found[1] if found else None
+    return value if isinstance(value, bytes) else None
+
+
 @asynccontextmanager
-async def giving_up_after(seconds: float, connect: Connect, *nodes: ControlConnection) -> AsyncIterator[None]:
+async def giving_up_after(
+    seconds: float, connect: Connect, nodes: Sequence[tuple[ControlConnection, bytes | None]]
+) -> AsyncIterator[None]:
     """Have a planned failover that gets no votes given up after so long, where the engine lets one say so.
 
-    ``connect`` reaches a node whose connection was lost meanwhile, to set it back.
+    ``nodes`` with what :func:`failover_timeout` said, which is what they are set back to; ``connect`` reaches one whose
+    connection was lost meanwhile.
     """
-    before = [(node, await _configure(node, int(seconds * 1000))) for node in nodes]
+    known = [(node, value) for node, value in nodes if value is not None]
     try:
+        for node, _ in known:
+            with suppress(ReplyError):  # not ours to change
+                await node.call("CONFIG", "SET", _TIMEOUT_SETTING, int(seconds * 1000))
         yield
     finally:
         with trio.CancelScope(shield=True):
-            for node, value in before:
-                if value is not None:
-                    await _restore(node, value, connect)
-
-
-async def _configure(node: ControlConnection, milliseconds: int) -> bytes | None:
-    """Set it; what it was, None where there is no such setting or it is not ours to change."""
-    try:
-        found = await node.call("CONFIG", "GET", _TIMEOUT_SETTING)
-        if not found:
-            return None
-        await node.call("CONFIG", "SET", _TIMEOUT_SETTING, milliseconds)
-    except ReplyError:
-        return None
-    value = found[1]
-    return value if isinstance(value, bytes) else None
+            for node, value in known:
+                await _restore(node, value, connect)
 
 
 async def _restore(node: ControlConnection, value: bytes, connect: Connect) -> None:

@@ -14,6 +14,8 @@ from shard.cluster_nodes import NodeRow, myself, parse_cluster_nodes
 from shard.errors import ShardError
 from shard.node import parse_info
 
+_POLL_SECONDS = 0.2
+
 
 @dataclass
 class Member:
@@ -28,16 +30,32 @@ class Member:
     link_up: bool = False
     copies: dict[str, set[str]] = field(default_factory=dict)
     """Ids of the replicas ``CLUSTER SLOTS`` shows for each primary's id."""
+    heard: set[str] = field(default_factory=set)
+    """Ids of the nodes that have a link to this one, by ``CLUSTER LINKS``: they know its address."""
+
+    @property
+    def remembered(self) -> set[str]:
+        """Ids of the nodes it ever met, wherever they are now."""
+        return {row.node_id for row in self.rows if "handshake" not in row.flags}
 
     @property
     def known(self) -> set[str]:
+        """Ids of the nodes it has an address of, be it an old one; and its own."""
         return {row.node_id for row in self.rows if not row.flags & {"handshake", "noaddr"}}
 
     async def look(self) -> None:
-        questions = (("CLUSTER", "NODES"), ("CLUSTER", "INFO"), ("INFO", "replication"), ("CLUSTER", "SLOTS"))
-        nodes, cluster, replication, slots = await ask(self.connection, *questions)
+        nodes, cluster, replication, slots, links = await ask(
+            self.connection,
+            ("CLUSTER", "NODES"),
+            ("CLUSTER", "INFO"),
+            ("INFO", "replication"),
+            ("CLUSTER", "SLOTS"),
+            ("CLUSTER", "LINKS"),
+        )
         self.rows = parse_cluster_nodes(nodes)
         self.me = myself(self.rows)
+        pairs = [dict(zip(link[::2], link[1::2], strict=True)) for link in links]
+        self.heard = {link[b"node"].decode() for link in pairs if link[b"direction"] == b"from"}
         self.state_ok = parse_info(cluster).get("cluster_state") == "ok"
         self.link_up = parse_info(replication).get("master_link_status") == "up"
         self.copies = {}
@@ -67,6 +85,47 @@ def _refusal(connection: ControlConnection, command: Sequence[Arg], error: Reply
     return ShardError(f"node {connection.address} refused {words} ({error}): see its log and start again")
 
 
+async def wait_for_nodes(
+    addresses: Sequence[Address],
+    credentials: Credentials,
+    patience: float,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Return when every node answers and has loaded its data. Raises ``ShardError``: who did not, after ``patience``
+    seconds; at once what waiting does not mend (a wrong password, no cluster node)."""
+    absent = dict.fromkeys(addresses, "")
+
+    async def wait_for(address: Address) -> None:
+        while reason := await _absence(address, credentials):
+            absent[address] = reason
+            await trio.sleep(_POLL_SECONDS)
+        del absent[address]
+        progress("wait", len(addresses) - len(absent), len(addresses))
+
+    with trio.move_on_after(patience) as scope:
+        await for_all(wait_for, [(address,) for address in absent])
+    if scope.cancelled_caught:
+        named = [reason for reason in absent.values() if reason] or [format_address(*address) for address in absent]
+        more = f" ({len(absent) - 1} more are missing)" if len(absent) > 1 else ""
+        raise ShardError(f"node {named[0]}{more}, waited for {patience:g} s: start it, or correct its address")
+
+
+async def _absence(address: Address, credentials: Credentials) -> str:
+    """Why a node cannot be worked with yet; empty when it can."""
+    try:
+        async with await _connect(address, credentials) as connection:
+            [reply] = await connection.pipeline(("CLUSTER", "MYID"))
+    except ConnectionLost as error:
+        return str(error)
+    except ReplyError as error:
+        raise _refused_login(address, error) from None
+    if not isinstance(reply, ReplyError):
+        return ""
+    if reply.code == "LOADING":
+        return f"{format_address(*address)}: loads its data"
+    raise _refusal(connection, ("CLUSTER", "MYID"), reply)
+
+
 async def connect_members(groups: Sequence[Sequence[Address]], credentials: Credentials) -> list[Member]:
     """Open a connection to every node. Raises ``ShardError`` if one cannot be reached; nothing stays open then."""
     places = [(number, address) for number, group in enumerate(groups) for address in group]
@@ -83,17 +142,25 @@ async def connect_members(groups: Sequence[Sequence[Address]], credentials: Cred
 
 async def open_to(address: Address, credentials: Credentials) -> ControlConnection:
     try:
-        return await ControlConnection.open(
-            *address,
-            username=credentials.username,
-            password=credentials.password,
-            timeout=5.0,
-            client_name="ackgate-form",
-        )
+        return await _connect(address, credentials)
     except ConnectionLost as error:
         raise ShardError(f"node {error}: start it, or correct its address") from None
     except ReplyError as error:
-        raise ShardError(f"node {format_address(*address)} refused the login ({error}): correct the password") from None
+        raise _refused_login(address, error) from None
+
+
+async def _connect(address: Address, credentials: Credentials) -> ControlConnection:
+    return await ControlConnection.open(
+        *address,
+        username=credentials.username,
+        password=credentials.password,
+        timeout=5.0,
+        client_name="ackgate-form",
+    )
+
+
+def _refused_login(address: Address, error: ReplyError) -> ShardError:
+    return ShardError(f"node {format_address(*address)} refused the login ({error}): correct the password")
 
 
 async def for_all(work: Callable[..., Awaitable[None]], arguments: Iterable[tuple[Any, ...]]) -> None:

@@ -29,6 +29,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One node. What only the node itself can tell is None when it does not answer."""
 
     address: str
+    """Host and port; the host's name, where the node announces one."""
     node_id: str
     role: Literal["primary", "replica"]
     health: Health
@@ -208,7 +209,7 @@ def _claim(row: NodeRow) -> tuple[bool, bool, int]:
 
 
 def _node(row: NodeRow, owner: bool, report: _Report | None) -> NodeStatus:
-    address = format_address(row.host, row.port)
+    address = format_address(row.name or row.host, row.port)
     role: Literal["primary", "replica"] = "primary" if row.is_primary else "replica"
     if report is None:
         return NodeStatus(address=address, node_id=row.node_id, role=role, health="fail")
@@ -220,7 +221,7 @@ def _node(row: NodeRow, owner: bool, report: _Report | None) -> NodeStatus:
     )
     return NodeStatus(
         # A node that never met another does not know its own address: the one that was asked is right then.
-        address=address if row.host else format_address(*report.address),
+        address=address if row.name or row.host else format_address(*report.address),
         node_id=row.node_id,
         role=role,
         health="loading" if info.get("loading") == "1" else "online",

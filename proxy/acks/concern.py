@@ -18,9 +18,11 @@ from typing import Literal
 import trio
 
 from proxy.acks.arguments import Asked
-from proxy.acks.crowd import Crowd, Done
+from proxy.acks.cohorts import Done
+from proxy.acks.crowd import Crowd
 from proxy.acks.incarnation import Stamp
-from proxy.acks.wait import Acks, Counts, Memory
+from proxy.acks.question import Counts, Memory
+from proxy.acks.wait import Acks
 from proxy.codec.reply import elements, error, integer_value, is_error
 from proxy.dataplane import DataPlane, Hold
 from proxy.observe.metrics import ConcernResult

@@ -15,127 +15,26 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from heapq import heapify, heappop, heappush
-from typing import Generic, TypeVar
 
 import structlog
 import trio
 
+from proxy.acks.cohorts import Batches, Cohort, Done, Member, nobody
 from proxy.acks.incarnation import Incarnation, Stamp
 from proxy.acks.looks import Seen
+from proxy.acks.question import GRACE, NOTHING, Counts, Question, Unconfirmed, Untrusted, most
 from proxy.acks.rounds import ShardRounds
-from proxy.acks.wait import GRACE, NOTHING, Acks, Counts, Question, Unconfirmed, Untrusted, most
-from proxy.acks.waiters import Latch, MarkerRefused, Verdict, Waiter
+from proxy.acks.wait import Acks
+from proxy.acks.waiters import MarkerRefused, Verdict, Waiter
 from proxy.codec.reply import error
 from shard.client import ReplyError
 
 SETTLES = 0.005  # seconds for an acknowledgment that was asked for just before the time was up
 FRESH = 0.05  # seconds for which what was seen of one shard holds while another is waited for
 PURGE = 1024  # deadlines kept in vain before those that were answered long ago are taken out
-ALL = 1 << 62
-
-Kind = TypeVar("Kind", bound=Hashable)
-Done = Callable[[bytes | None, Counts | None], None]
-"""Called with the reply, None for a session that is to be told and closed; and with what it says, where known."""
-
-
-def _nobody(frame: bytes | None, counts: Counts | None) -> None:
-    """Who is told once it is over."""
-
-
-NOBODY = Latch(1)
-"""Who waits where nobody does any more."""
-
-
-class Cohort(Latch):
-    """Those for whom one waiter stands in a shard's rounds."""
-
-    __slots__ = ("_crowd", "members", "rounds", "waiter")
-
-    def __init__(self, crowd: Crowd, rounds: ShardRounds, want: int, want_local: int, threshold: int | None) -> None:
-        super().__init__(1)
-        self._crowd = crowd
-        self.rounds = rounds
-        self.members: dict[Member, None] = {}
-        self.waiter = Waiter(self, want, want_local, threshold)
-        self.waiter.weight = self.waiter.sessions = 0
-
-    def open(self) -> None:
-        self._crowd.arrived(self)
-
-    def add(self, member: Member) -> None:
-        self.members[member] = None
-        self.waiter.weight += member.question.weight
-        self.waiter.sessions += 1
-
-    def leave(self, member: Member) -> None:
-        """Without a member that wants it, it waits no more."""
-        if self.members.pop(member, member) is None:
-            self.waiter.weight -= member.question.weight
-            self.waiter.sessions -= 1
-            if not self.members:
-                self.rounds.leave(self.waiter)
-                self.waiter.gate = NOBODY
-
-    def go(self) -> list[Member]:
-        """All its members: it is done, and leaves no cycle to be found by the collector."""
-        members, self.members = list(self.members), {}
-        self.waiter.gate = NOBODY
-        return members
-
-
-class Member:
-    """One WAIT or WAITAOF."""
-
-    __slots__ = (
-        "_crowd",
-        "count",
-        "counts",
-        "done",
-        "expired",
-        "over",
-        "pending",
-        "proved",
-        "question",
-        "ready",
-        "scope",
-    )
-
-    def __init__(self, crowd: Crowd, question: Question, done: Done) -> None:
-        self._crowd = crowd
-        self.question = question
-        self.done = done
-        self.pending: dict[int, Cohort | int] = {}
-        """What it waits for, by shard: among others, or for one look at who has this offset."""
-        self.count = ALL
-        """WAIT: the least of the shards so far."""
-        self.proved: dict[int, tuple[float, int]] = {}
-        """WAIT, of writes to several shards: when each was last seen to have enough, and the offset asked for."""
-        self.counts: dict[int, Counts] = {}
-        """WAITAOF: what each shard has."""
-        self.ready = False
-        """WAITAOF: it waits for replicas no more: what is left is to prove what they have."""
-        self.expired = math.inf
-        """Until when it waits for a last look, or for the proof of what was counted, its time being up."""
-        self.over = False
-        self.scope: trio.CancelScope | None = None
-        """Of its own task, once it has one."""
-
-    def glanced(self, rounds: ShardRounds, seen: Seen) -> None:
-        self._crowd.glanced(self, rounds, seen)
-
-    def cancel(self) -> None:
-        """Nobody wants an answer any more."""
-        if self.scope is not None:
-            self.scope.cancel()
-        self._crowd.drop(self)
-
-    def expire(self) -> None:
-        """The time is up: the answer is what there is now."""
-        self.question.expire()
-        self._crowd.expire(self)
 
 
 def _usual(stamps: list[Stamp], rounds: ShardRounds) -> bool:
@@ -156,28 +55,6 @@ def _just_asked(member: Member, waiter: Waiter) -> bool:
     """Whether the time was up before the replicas could answer: they are given a moment."""
     now = trio.current_time()
     return now < member.expired - GRACE + SETTLES and (waiter.threshold is None or now < waiter.since + SETTLES)
-
-
-class Batches(Generic[Kind]):
-    """Work on members, kind by kind: those who come while some of their kind are worked on are the next batch."""
-
-    def __init__(self, work: Callable[[Kind, list[Member]], Awaitable[None]]) -> None:
-        self._work = work
-        self._next: dict[Kind, list[Member]] = {}
-
-    def add(self, kind: Kind, member: Member, nursery: trio.Nursery) -> None:
-        members = self._next.get(kind)
-        if members is not None:
-            members.append(member)
-            return
-        self._next[kind] = [member]
-        nursery.start_soon(self._run, kind)
-
-    async def _run(self, kind: Kind) -> None:
-        while members := self._next[kind]:
-            self._next[kind] = []
-            await self._work(kind, members)
-        del self._next[kind]
 
 
 class Crowd:
@@ -423,7 +300,7 @@ class Crowd:
         if frame is None:
             self.acks.unconfirmed += 1
         self.drop(member)
-        done, member.done = member.done, _nobody
+        done, member.done = member.done, nobody
         done(frame, counts)
 
     def drop(self, member: Member) -> None:
@@ -468,7 +345,7 @@ class Crowd:
                 frame = b"-ERR internal error of the proxy, see its log\r\n"
             if not member.over:
                 self.drop(member)
-                done, member.done = member.done, _nobody
+                done, member.done = member.done, nobody
                 done(frame, None)
 
     # -- time -----------------------------------------------------------------------------------------

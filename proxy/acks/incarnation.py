@@ -106,6 +106,10 @@ class Incarnations:
         self.unsettled: list[Incarnation] = []
         self.begun = 0
 
+    def of(self, node_id: str) -> Incarnation | None:
+        """The present life of a node as a primary; None when it has none."""
+        return self._by_node.get(node_id)
+
     def observe(self, life: Life) -> Incarnation | None:
         """Take in what a node said; its present incarnation, None when it is no primary."""
         if life.replid:

@@ -21,6 +21,7 @@ from proxy.acks.incarnation import NO_SECOND_ID, Incarnations, Life
 from proxy.acks.looks import online
 from proxy.acks.pace import Pace
 from proxy.acks.primary import LOOK, AckLane, Primary
+from proxy.acks.reach import RETRY, Reacher
 from proxy.acks.steps import Steps, Timing
 from proxy.acks.waiters import MarkerRefused, Waiter
 from proxy.codec import encode_request
@@ -35,7 +36,6 @@ MARKER_LANES = 4
 """Connections that may each hold one WAITAOF round; with the three of WAIT, seven ack lanes a shard."""
 POLL_FIRST = 0.0005  # seconds; an fsync takes about as long
 POLL_LONGEST = 0.02  # seconds between two looks at a replica that lags
-RETRY = 0.05  # seconds between attempts to reach a shard's primary
 RAISE_AFTER = 0.02  # seconds for which a marker stands before the same lane carries another
 WITHOUT_AOF = "appendonly is disabled"
 OF_A_REPLICA = "replica instances"
@@ -91,7 +91,7 @@ class Markers:
         self._steps = steps
         self._plane = plane
         self._pace = pace
-        self._reach = reach
+        self._reacher = Reacher(reach, gave_up=self._forget_gone, go_on=self._go_on)
         self._current = current
         self._reset = reset
         self._connect = connect
@@ -108,10 +108,8 @@ class Markers:
         self._stirred = False
         self._opening = False
         self._checking = False
-        self._failed = False
         self._raise_at: float | None = None
         self._lanes: dict[AckLane, Primary] = {}
-        self._wanted = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._looked = trio.Event()
         self._unanswered: float | None = None
@@ -153,8 +151,7 @@ class Markers:
         lanes, self._lanes = self._lanes, {}
         for lane in lanes:
             lane.close()
-        if self._unmarked or self._unwritten:
-            self._stir()
+        self._go_on()
 
     # -- at a deadline --------------------------------------------------------------------------
     async def look_again(self) -> None:
@@ -209,7 +206,7 @@ class Markers:
         self._stirred = False
         primary = self._current()
         if primary is None or primary.closed:
-            self._wanted.set()
+            self._reacher.want()
             return
         if self._unwritten and self._counting is None:
             self._count_unwritten(primary)
@@ -378,7 +375,7 @@ class Markers:
         """The node is not what it was, or not now: whoever leads is asked, a little later."""
         if demoted:
             self._incarnations.observe(Life(primary.node_id, primary.run_id, "slave", "", NO_SECOND_ID))
-        self._failed = True
+        self._reacher.failed = True
         self._reset()
 
     # -- what is rare ---------------------------------------------------------------------------
@@ -386,19 +383,15 @@ class Markers:
         """Reach the primary when that is wanted, for ever."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            while True:
-                await self._wanted.wait()
-                self._wanted = trio.Event()
-                if self._failed:
-                    self._failed = False
-                    await trio.sleep(RETRY)
-                try:
-                    await self._reach()
-                except (ConnectionLost, ReplyError):
-                    self._unmarked, self._unwritten = _staying(self._unmarked), _staying(self._unwritten)
-                    await trio.sleep(RETRY)
-                if self._unmarked or self._unwritten:
-                    self._stir()
+            await self._reacher.run()
+
+    def _forget_gone(self) -> None:
+        self._unmarked, self._unwritten = _staying(self._unmarked), _staying(self._unwritten)
+
+    def _go_on(self) -> None:
+        """See what is to be asked, if anything is."""
+        if self._unmarked or self._unwritten:
+            self._stir()
 
     async def _open(self, primary: Primary) -> None:
         """Have one more lane."""

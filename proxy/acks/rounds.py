@@ -23,6 +23,7 @@ from proxy.acks.looks import Reader, Seen
 from proxy.acks.markers import Markers
 from proxy.acks.pace import Pace
 from proxy.acks.primary import KICK_AGAIN, Primary
+from proxy.acks.reach import Reacher
 from proxy.acks.steps import Recorder, Steps, Unrecorded
 from proxy.acks.waiters import Run, Shared, Verdict, Waiter
 from proxy.acks.waitlist import Waitlist
@@ -37,7 +38,6 @@ MANY = 3  # who are served by a look, from which on it is worth it to wait for m
 EARLY = 0.5  # part of the usual time after which they are
 INERTIA = 0.8  # weight of the past in what is usual
 USUAL_FIRST = 0.0002  # seconds
-RETRY = 0.05  # seconds between attempts to reach a shard's primary
 ANSWER = 2.0  # seconds; a primary that does not answer that long is asked on other connections
 SAMPLES = 256  # offsets remembered, so that sessions which wait twice keep their threshold
 
@@ -109,8 +109,7 @@ class ShardRounds:
         self._reader: Reader | None = None
         self._opening = trio.Lock()
         self._resets = 0
-        self._wanted = trio.Event()
-        self._failed = False
+        self._reacher = Reacher(self._reach, gave_up=self._disappoint_all, go_on=self._stir)
         self._waiting = Waitlist()
         self._glancers: list[Glancer] = []
         self._run: Run[Verdict] | None = None
@@ -178,7 +177,7 @@ class ShardRounds:
         self.sampled_tick = 0
         self.markers.reset()
         if self._sought:
-            self._wanted.set()
+            self._reacher.want()
 
     # -- what waiters do ------------------------------------------------------------------------
     def join(self, waiter: Waiter) -> None:
@@ -254,7 +253,7 @@ class ShardRounds:
             return
         primary = self._primary
         if primary is None or primary.closed:
-            self._wanted.set()
+            self._reacher.want()
             return
         now = trio.current_time()
         kick = self._may_kick(primary, now)
@@ -370,7 +369,7 @@ class ShardRounds:
 
     def _fail(self) -> None:
         """What was under way has no answer: try on other connections, a little later."""
-        self._failed = True
+        self._reacher.failed = True
         self.reset()
 
     def _advance(self) -> None:
@@ -383,27 +382,13 @@ class ShardRounds:
     async def run(self) -> None:
         """Serve waiters for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_reached)
+            nursery.start_soon(self._reacher.run)
             nursery.start_soon(self._keep_answering)
             nursery.start_soon(self.markers.run)
             nursery.start_soon(self._verify_fsync.serve)
 
-    async def _keep_reached(self) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            if self._failed:
-                self._failed = False
-                await trio.sleep(RETRY)
-            try:
-                await self._reach()
-            except (ConnectionLost, ReplyError):
-                self._give_up()
-            self._stir()
-
-    def _give_up(self) -> None:
+    def _disappoint_all(self) -> None:
         """The primary cannot be reached now."""
-        self._failed = True
         self._glancers = [each for each in self._glancers if not each.over]
         if self._run is not None:
             run, self._run = self._run, None

@@ -1,19 +1,15 @@
 """``ackgate drill``: break a shard on purpose, and show what clients saw of it.
 
-What lives here: what is broken and mended, when it counts as whole, and the table and time line.  The load that is
-checked meanwhile is ``proxy.commands.checked``.
+What lives here: which node is broken, when the shard counts as whole, and the table and time line.  How it is broken
+and mended is in ``proxy.commands.breaking``, the load that is checked meanwhile in ``proxy.commands.checked``.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -23,18 +19,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from proxy.commands.breaking import How, broken, check_process
 from proxy.commands.checked import Group, Load, tags_of
 from proxy.commands.common import CommandError
-from proxy.commands.endpoint import DEFAULT_ADMIN, Address, endpoint_in, endpoint_of, get, topology_at
+from proxy.commands.endpoint import Address, endpoint_options, get, password_in, reached, topology_at
+from proxy.commands.packetfilter import check_tools
 from proxy.commands.progress import Progress
-from proxy.configfile import read_password
 from proxy.observe.orders import is_loopback
 from proxy.routing.slot_map import Node, Shard
 from proxy.settings import split_address
 from proxy.switchover.choice import SHORT, Refused, find_shard
 from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
-
-How = Literal["kill", "stop"]
 
 _CONNECT_TIMEOUT_S = 15.0  # longer than a command is held while its slot has no primary
 _CALM_S = 2.0  # of load before anything is broken, and behind the end of it
@@ -45,6 +40,8 @@ _LOOK_S = 0.05
 _WHOLE_S = 60.0  # for the shard to be whole again
 _SLICE_S = 0.5
 _BAR = 30  # columns
+_BROKEN: dict[How, str] = {"kill": "killed", "stop": "stopped", "partition": "cut off"}
+_MENDED: dict[How, str] = {"stop": "goes on", "partition": "can be reached again"}
 
 
 @dataclass
@@ -76,6 +73,12 @@ class _Story:
 @click.option("--kill", "how", flag_value="kill", default="kill", help="SIGKILL its primary.  [default]")
 @click.option("--stop", "how", flag_value="stop", help="SIGSTOP its primary, which hangs until the drill is over.")
 @click.option(
+    "--partition",
+    "how",
+    flag_value="partition",
+    help="Cut its primary off from clients, proxies and other nodes until the drill is over. Takes root and iptables.",
+)
+@click.option(
     "--seconds",
     type=click.FloatRange(min=1),
     default=15.0,
@@ -83,21 +86,14 @@ class _Story:
     metavar="N",
     help="Load from the failure on.",
 )
-@click.option("--url", metavar="URL", help="Endpoint, as redis://HOST:PORT.  [default: what the admin endpoint says]")
-@click.option("--admin", metavar="URL", help=f"Admin endpoint of the proxy.  [default: {DEFAULT_ADMIN}]")
-@click.option(
-    "--password-file",
-    type=click.Path(),
-    metavar="FILE",
-    help="File whose first line is the endpoint's password.  [default: $REDISCLI_AUTH, as redis-cli]",
-)
+@endpoint_options
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 def drill(
     shard: str,
     how: How,
     seconds: float,
     url: str | None,
-    admin: str | None,
+    admin: str,
     password_file: str | None,
     as_json: bool,
 ) -> int:
@@ -107,15 +103,15 @@ def drill(
     The load writes keys of its own, asks WAIT for a copy on every replica, and deletes them in the end. A killed node
     is started again by who supervises it, as `ackgate up` does. Exits with 1 when something confirmed was lost.
     """
-    admin = admin or os.environ.get("ACKGATE_ADMIN") or DEFAULT_ADMIN
     host = urlsplit(admin).hostname
     if host is not None and host != "localhost" and not is_loopback(host):
         raise CommandError("a drill breaks processes of this machine; run it where the nodes and a proxy run")
     topology = topology_at(admin)
     target = _target(topology, shard)
-    endpoint = endpoint_in(url) if url is not None else endpoint_of(topology, admin)
-    password = read_password(password_file) if password_file is not None else os.environ.get("REDISCLI_AUTH")
-    _check_process(target)
+    endpoint, password = reached(topology, admin, url), password_in(password_file)
+    check_process(target.pid, target.address)
+    if how == "partition":
+        check_tools()
     with Progress() as progress:
         load, story = trio.run(partial(_drill, target, how, seconds, admin, endpoint, password, progress))
     result = _result(target, how, load, story)
@@ -166,33 +162,6 @@ def _whole(topology: dict[str, Any]) -> bool:
     return slots == 16384 and all(node is not None and node["health"] == "online" for node in nodes)
 
 
-def _check_process(target: _Target) -> None:
-    """A process id that another machine, or another container, gave is not to be taken for ours."""
-    try:
-        words = Path(f"/proc/{target.pid}/cmdline").read_bytes()
-    except OSError:
-        words = b""
-    if not any(name in words for name in (b"valkey", b"redis")):
-        raise CommandError(
-            f"process {target.pid} of this machine is not the node {target.address}; run the drill where that runs"
-        )
-
-
-@contextmanager
-def _broken(target: _Target, how: How) -> Iterator[None]:
-    """Its primary is dead, or hangs until the end of the block."""
-    try:
-        os.kill(target.pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
-    except OSError as error:
-        raise CommandError(f"cannot signal process {target.pid}: {error.strerror}; run the drill as its user") from None
-    try:
-        yield
-    finally:
-        if how == "stop":
-            with suppress(ProcessLookupError):
-                os.kill(target.pid, signal.SIGCONT)
-
-
 # -- the drill -----------------------------------------------------------------------------------------------------
 async def _drill(
     target: _Target,
@@ -225,16 +194,17 @@ async def _drill(
             group = load.group("other shards", 0)
             nursery.start_soon(load.run, group, tags_of(target.others, _TAGS), _OTHERS)
         await trio.sleep(_CALM_S)
-        with _broken(target, how):
+        with broken(target.pid, target.address, how) as node:
             story.broken_at = load.now
-            tell(f"primary {target.address} {'killed' if how == 'kill' else 'stopped'} (process {target.pid})")
+            tell(f"primary {target.address} {_BROKEN[how]} (process {target.pid})")
             with trio.move_on_after(seconds):
-                await _until_led(target, admin, story, tell)
-                if how == "kill":
-                    await _until_whole(admin, story, tell)
-                await trio.sleep_forever()
-        if how == "stop":
-            tell(f"{target.address} goes on")
+                async with trio.open_nursery() as meanwhile:
+                    meanwhile.start_soon(node.keep)
+                    await _until_led(target, admin, story, tell)
+                    if how == "kill":
+                        await _until_whole(admin, story, tell)
+        if how in _MENDED:
+            tell(f"{target.address} {_MENDED[how]}")
         with trio.move_on_after(_WHOLE_S):
             await _until_whole(admin, story, tell)
         await trio.sleep(_CALM_S)

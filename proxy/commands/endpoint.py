@@ -3,19 +3,60 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
 import urllib.request
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
+import click
+
 from proxy.commands.common import CommandError
+from proxy.configfile import read_password
 from proxy.settings import AdminSettings, split_address
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Address = tuple[str, int]
 
 DEFAULT_ADMIN = f"http://{AdminSettings().host}:{AdminSettings().port}"
 _TIMEOUT_S = 5.0
 _WILDCARDS = ("0.0.0.0", "::")
+
+admin_option = click.option(
+    "--admin",
+    metavar="URL",
+    envvar="ACKGATE_ADMIN",
+    default=DEFAULT_ADMIN,
+    show_default=True,
+    help="Admin endpoint of the proxy.",
+)
+
+
+def endpoint_options(command: Callable[P, R]) -> Callable[P, R]:
+    """The options that say where clients connect to; see ``reached`` and ``password_in``."""
+    for option in reversed(
+        (
+            click.option(
+                "--url", metavar="URL", help="Endpoint, as redis://HOST:PORT.  [default: what the admin endpoint says]"
+            ),
+            admin_option,
+            click.option(
+                "--password-file",
+                type=click.Path(),
+                metavar="FILE",
+                help="File whose first line is the endpoint's password.  [default: $REDISCLI_AUTH, as redis-cli]",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def password_in(file: str | None) -> str | None:
+    """The endpoint's password; None: it needs none. Raises ``SettingsError`` for a file that cannot be read."""
+    return read_password(file) if file is not None else os.environ.get("REDISCLI_AUTH")
 
 
 def get(admin: str, path: str) -> Any:
@@ -47,6 +88,11 @@ def topology_at(admin: str) -> dict[str, Any]:
     if not any(shard["slots"] for shard in topology["shards"]):
         raise CommandError(f"the proxy at {admin} knows no shard yet; {admin.rstrip('/')}/readyz tells why")
     return topology
+
+
+def reached(topology: dict[str, Any], admin: str, url: str | None) -> Address:
+    """Where clients connect to: ``url``, or else what the admin endpoint said."""
+    return endpoint_in(url) if url is not None else endpoint_of(topology, admin)
 
 
 def endpoint_in(url: str) -> Address:

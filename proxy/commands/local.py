@@ -25,6 +25,7 @@ R = TypeVar("R")
 APPENDFSYNC = ("always", "everysec", "no")
 STEPS = {
     "start": "starting nodes",
+    "wait": "waiting for nodes",
     "meet": "introducing nodes to each other",
     "replicate": "attaching replicas",
     "ready": "waiting for the cluster",

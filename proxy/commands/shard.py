@@ -65,7 +65,7 @@ async def _start(settings: LocalSettings, stop: Stop) -> int:
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds the forming may take.",
+    help="Seconds to wait for the nodes, and again for the forming.",
 )
 def form(
     nodes: tuple[str, ...],
@@ -75,10 +75,11 @@ def form(
     password_file: str | None,
     timeout: float,
 ) -> int:
-    """Make one cluster of NODES that run already (started with cluster-enabled yes, and empty).
+    """Make one cluster of NODES (started with cluster-enabled yes, and empty), named by host name or address.
 
-    The first nodes become primaries, the others their replicas, in another availability zone where nodes have one. On
-    a cluster formed already it only checks that all is well.
+    Nodes that are not up yet are waited for. The first become primaries, the others their replicas, in another
+    availability zone where nodes have one. On a cluster formed already it only checks that all is well; nodes whose
+    addresses changed it introduces to each other again: data, slots and roles stay.
     """
     try:
         addresses = [split_address(node) for node in nodes]

@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from proxy.commands.common import CommandError
+from proxy.commands.endpoint import DEFAULT_ADMIN
 from proxy.configfile import load_any, read_password
-from proxy.settings import AdminSettings, LocalSettings, split_address
+from proxy.settings import LocalSettings, split_address
 from shard.client import Credentials
 from shard.errors import ShardError
 from shard.layout import PLAN_FILE, Layout
@@ -34,7 +35,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Address = tuple[str, int]
 
-_DEFAULT_ADMIN = f"http://{AdminSettings().host}:{AdminSettings().port}"
 _ADMIN_TIMEOUT_S = 5.0
 
 
@@ -52,7 +52,10 @@ def source_options(command: Callable[P, R]) -> Callable[P, R]:
     for option in reversed(
         (
             click.option(
-                "--admin", metavar="URL", help=f"Admin endpoint of a running proxy.  [default: {_DEFAULT_ADMIN}]"
+                "--admin",
+                metavar="URL",
+                envvar="ACKGATE_ADMIN",
+                help=f"Admin endpoint of a running proxy.  [default: {DEFAULT_ADMIN}]",
             ),
             click.option(
                 "--config",
@@ -147,7 +150,7 @@ def _source(admin: str | None, file: str | None, seeds: tuple[str, ...]) -> _Sou
     if admin is not None:
         return _source_at_admin(admin)
     try:
-        return _source_at_admin(_DEFAULT_ADMIN)
+        return _source_at_admin(DEFAULT_ADMIN)
     except CommandError:
         # No proxy on the default port: `ackgate up` may run with another one, in this folder.
         local = _source_in_folder(Path(LocalSettings().dir), None)
@@ -177,7 +180,7 @@ def _source_in_folder(directory: Path, password_file: str | None) -> _Source | N
 
 def _source_at_admin(url: str) -> _Source:
     if not url.startswith(("http://", "https://")):
-        raise CommandError(f"{url!r} is not the URL of an admin endpoint; write it like {_DEFAULT_ADMIN}")
+        raise CommandError(f"{url!r} is not the URL of an admin endpoint; write it like {DEFAULT_ADMIN}")
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/topology", timeout=_ADMIN_TIMEOUT_S) as answer:
             topology = json.load(answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 import click
 
 from proxy.commands.common import CommandError
-from proxy.commands.endpoint import DEFAULT_ADMIN
+from proxy.commands.endpoint import DEFAULT_ADMIN, admin_option
 from proxy.commands.progress import Progress
 from proxy.configfile import read_password
 
@@ -40,20 +39,19 @@ _STEPS = {
     metavar="S",
     help="Seconds for which commands may be held at most; else all is as before.  [default: 3]",
 )
-@click.option("--admin", metavar="URL", help=f"Admin endpoint of the proxy.  [default: {DEFAULT_ADMIN}]")
+@admin_option
 @click.option(
     "--token-file", type=click.Path(), metavar="FILE", help="File whose first line is the proxy's admin.token_file's."
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON, one line a step, instead of text.")
 def switchover(
-    shard: str, to: str | None, max_stall: float | None, admin: str | None, token_file: str | None, as_json: bool
+    shard: str, to: str | None, max_stall: float | None, admin: str, token_file: str | None, as_json: bool
 ) -> int:
     """Have a replica lead its shard in place of the primary: no client sees an error, nothing is lost.
 
     SHARD is its id, the beginning of that, or the address of one of its nodes, as `ackgate status` shows them. The
     primary of before becomes a replica. What cannot be done within the stall that is allowed is undone.
     """
-    admin = admin or os.environ.get("ACKGATE_ADMIN") or DEFAULT_ADMIN
     order = {"shard": shard, "to": to, "max_stall": max_stall}
     token = read_password(token_file) if token_file is not None else None
     last: dict[str, Any] = {}

@@ -6,7 +6,6 @@ read from the admin endpoint, which runs no commands.
 
 from __future__ import annotations
 
-import os
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,8 +19,7 @@ from rich.table import Table
 
 from proxy.codec.request import key_slot
 from proxy.commands.common import CommandError
-from proxy.commands.endpoint import DEFAULT_ADMIN, Address, endpoint_in, endpoint_of, get, topology_at
-from proxy.configfile import read_password
+from proxy.commands.endpoint import Address, endpoint_options, get, password_in, reached, topology_at
 from proxy.sessions.clients import TRACED
 from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
 
@@ -74,14 +72,7 @@ class Written(NamedTuple):
 @click.option(
     "--timeout", type=click.IntRange(1), default=1000, show_default=True, metavar="MS", help="Of WAIT and WAITAOF."
 )
-@click.option("--url", metavar="URL", help="Endpoint, as redis://HOST:PORT.  [default: what the admin endpoint says]")
-@click.option("--admin", metavar="URL", help=f"Admin endpoint of the proxy.  [default: {DEFAULT_ADMIN}]")
-@click.option(
-    "--password-file",
-    type=click.Path(),
-    metavar="FILE",
-    help="File whose first line is the endpoint's password.  [default: $REDISCLI_AUTH, as redis-cli]",
-)
+@endpoint_options
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a drawing.")
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND [ARG]...")
 def trace(
@@ -89,7 +80,7 @@ def trace(
     waitaof: tuple[int, int] | None,
     timeout: int,
     url: str | None,
-    admin: str | None,
+    admin: str,
     password_file: str | None,
     as_json: bool,
     words: tuple[str, ...],
@@ -100,10 +91,8 @@ def trace(
     """
     if waitaof is not None and waitaof[0] > 1:
         raise click.UsageError("L of --waitaof is 0 or 1", click.get_current_context())
-    admin = admin or os.environ.get("ACKGATE_ADMIN") or DEFAULT_ADMIN
     topology = topology_at(admin)
-    endpoint = endpoint_in(url) if url is not None else endpoint_of(topology, admin)
-    password = read_password(password_file) if password_file is not None else os.environ.get("REDISCLI_AUTH")
+    endpoint, password = reached(topology, admin, url), password_in(password_file)
     waits: list[tuple[str | int, ...]] = []
     if wait is not None:
         waits.append(("WAIT", wait, timeout))

@@ -28,7 +28,7 @@ from proxy.sessions import clients
 from proxy.sessions.blocking import timeout_of, with_time_left
 from proxy.sessions.session import Blocked, Session
 from proxy.sessions.transaction import ASKING, NOT_HERE
-from proxy.topology.lanes import Busy, Use
+from proxy.topology.owners import Busy, Use
 from proxy.topology.redirects import NOT_SENT_AGAIN, NOT_SERVED, REDIRECTIONS, RETRY
 
 DEMOTED = b"-UNBLOCKED force unblock from blocking operation, instance state changed"

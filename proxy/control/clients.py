@@ -16,7 +16,7 @@ from proxy.control.siblings import Place
 from proxy.sessions.clients import describe, facts
 from proxy.sessions.filters import BadFilter, Filters, parse
 from proxy.sessions.session import Session
-from proxy.topology.lanes import Busy
+from proxy.topology.owners import Busy
 from shard.client import Arg, ConnectionLost, ControlConnection, ReplyError
 
 SYNTAX = b"-ERR syntax error\r\n"

@@ -12,8 +12,8 @@ from proxy.sessions import clients, connection
 from proxy.sessions.brake import Brake
 from proxy.sessions.connection import Login
 from proxy.sessions.session import Replies, Session
-from proxy.topology.lanes import Busy, Identity
 from proxy.topology.logins import DEFAULT, Logins, name_of, text_of
+from proxy.topology.owners import Busy, Identity
 from shard.client import ConnectionLost, ReplyError
 
 

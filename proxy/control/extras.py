@@ -19,8 +19,8 @@ from proxy.control.permissions import Permissions
 from proxy.control.sending import Sender
 from proxy.dataplane import Request, Submitted
 from proxy.routing import Command, aggregate
+from proxy.sessions.queued import Extra
 from proxy.sessions.session import Session
-from proxy.sessions.transaction import Extra
 
 STAND_IN = encode_request([b"HELLO"])
 """Changes nothing and is denied to nobody."""

@@ -15,7 +15,6 @@ import trio
 
 from proxy.codec import decode_request, encode_request
 from proxy.codec.reply import bulk_value, decode, is_error
-from proxy.control.scripts import may_go_later
 from proxy.control.sending import Sender
 from proxy.dataplane import Lane, Request
 from proxy.topology.redirects import Redirects
@@ -30,9 +29,14 @@ PAUSE = 0.05  # seconds between two looks at the shards' libraries: a function t
 class Missed(NamedTuple):
     """A call whose function the shard does not have."""
 
-    request: Request
-    shard: int
+    lane: Lane
     name: bytes
+    decided: Callable[[bool], None]
+    """With True it is sent again, with False it is told so."""
+
+    @property
+    def shard(self) -> int:
+        return self.lane.shard
 
 
 class Libraries:
@@ -50,15 +54,16 @@ class Libraries:
     def held_back(self, request: Request, lane: Lane, frame: bytes) -> None:
         """A reply says that there is no such function: look whether another shard has it, or pass the reply on."""
         args = decode_request(request.raw)
-        request.attempts += 1
+        life = lane.owner.run_id
         if args[0].lower() not in CALLS:
             if request.write and request.client is not None:
                 request.client.wrote(lane)  # a script said so itself, and may have written before
             self.plane.answer(request, frame)
-        elif request.attempts > 1 or not may_go_later(self.redirects, request, lane):
+        elif lane.owner.leased or request.sticks or request.mended == life:
             self.plane.answer(request, frame)
         else:
-            self._missed.append(Missed(request, lane.shard, args[1]))
+            request.mended = life
+            self._missed.append(Missed(lane, args[1], self.redirects.missed(request, lane, frame)))
             self._wanted.set()
 
     async def run(self) -> None:
@@ -72,10 +77,10 @@ class Libraries:
             for each in missed:
                 if each.shard not in restored:
                     restored[each.shard] = await self._restore(each, lists)
-                if restored[each.shard]:
-                    self.redirects.send_again(each.request, each.shard)
-                else:
-                    self.plane.answer(each.request, NOT_FOUND)
+            with self.plane.turn():
+                for each in missed:
+                    each.decided(restored[each.shard])
+            self.redirects.flush()
             await trio.sleep(PAUSE)
 
     async def _lists(self) -> dict[int, bytes]:
@@ -84,7 +89,7 @@ class Libraries:
         lists: dict[int, bytes] = {}
 
         async def one(shard: int) -> None:
-            lists[shard] = await self._ask(shard, LIST)
+            lists[shard] = await self.sender.ask_shard(shard, LIST)
 
         async with trio.open_nursery() as nursery:
             for shard in shards:
@@ -95,34 +100,24 @@ class Libraries:
         """Give a shard without libraries those of one that has the function."""
         if lists.get(missed.shard) != b"*0\r\n" or not self._may_write():
             return False
-        donor = next((shard for shard, reply in lists.items() if missed.name in registered(reply)), None)
+        donor = next((shard for shard, reply in lists.items() if missed.name.lower() in registered(reply)), None)
         if donor is None:
             return False
-        dump = await self._ask(donor, DUMP)
+        dump = await self.sender.ask_shard(donor, DUMP)
         if is_error(dump):
             return False
-        reply = await self._ask(missed.shard, encode_request([b"FUNCTION", b"RESTORE", bulk_value(dump) or b""]))
-        if is_error(reply):
+        restore = encode_request([b"FUNCTION", b"RESTORE", bulk_value(dump) or b""])
+        if is_error(await self.sender.ask_shard(missed.shard, restore)):
             return False
         self.log.info("function libraries copied to a shard that had none", shard=missed.shard, source=donor)
         return True
 
-    async def _ask(self, shard: int, raw: bytes) -> bytes:
-        """The reply to a request of the proxy's own."""
-        done = trio.Event()
-        frames: list[bytes] = []
-
-        def replied(frame: bytes) -> None:
-            frames.append(frame)
-            done.set()
-
-        self.plane.submit(self.sender.lanes.base[shard], raw, replied, pinned=True)
-        await done.wait()
-        return frames[0]
-
 
 def registered(reply: bytes) -> dict[bytes, frozenset[bytes]]:
-    """The functions in a FUNCTION LIST reply (RESP2), and what they declare (``no-writes`` ...)."""
+    """The functions in a FUNCTION LIST reply (RESP2), in small letters, and what they declare (``no-writes`` ...).
+
+    The engine takes their names in any (functions.c: functionDictType).
+    """
     if is_error(reply):
         return {}
     libraries: Sequence[list[Any]] = decode(reply)
@@ -130,7 +125,7 @@ def registered(reply: bytes) -> dict[bytes, frozenset[bytes]]:
     for library in libraries:
         for function in _pairs(library)[b"functions"]:
             fields = _pairs(function)
-            found[fields[b"name"]] = frozenset(fields[b"flags"])
+            found[fields[b"name"].lower()] = frozenset(fields[b"flags"])
     return found
 
 

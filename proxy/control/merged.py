@@ -33,7 +33,7 @@ from proxy.routing import (
 from proxy.routing.slot_map import Ranges
 from proxy.sessions.session import Session
 from proxy.sessions.transaction import NOT_HERE
-from proxy.topology.lanes import Owner
+from proxy.topology.owners import Owner
 from shard.client import ConnectionLost, ReplyError
 
 INFO = "info"  # what siblings are asked

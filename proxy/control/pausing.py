@@ -6,6 +6,7 @@ that it comes here at its turn and nothing behind it is read: a client's order i
 
 Beginning: the gate is closed at once, then peers close theirs, then the shards are paused, and then it is answered.
 What was sent before goes through meanwhile: a write that met a paused shard would stand in everybody's way on its lane.
+A shard that has much to do is paused later than others, and peers tell while something of theirs is under way.
 Ending: the shards first, then the gates.
 """
 
@@ -25,6 +26,7 @@ from proxy.control.functions import LIST, registered
 from proxy.control.permissions import Permissions
 from proxy.control.scripts import BY_SHA, ScriptBook
 from proxy.control.sending import Sender
+from proxy.control.transactions import refused_within
 from proxy.dataplane import Lane, Request
 from proxy.pause.board import NO_PAUSE, Board, Mode, Pause
 from proxy.pause.scope import NO_WRITES, by_body, names_to_stop, parse, postpones
@@ -34,8 +36,10 @@ from proxy.routing import Command, CommandTable
 from proxy.sessions.session import Session
 
 PING = encode_request([b"PING"])
-DRAIN = 0.05  # seconds for which what was sent before may take, before the shards are paused
+DRAIN = 0.05  # seconds that what was sent before may take, before it is told that it takes longer
 CATCH_UP = 0.25  # seconds that a primary has for what was held until it came
+OF_PEERS = 1.0  # seconds that the shards wait for what peers have under way
+LET_GO = 0.05  # seconds that shards have to be unpaused in
 AT_ONCE = 1000  # calls that go on in one turn
 TOPIC = "pause"
 NAMES = {Mode.NONE: "none", Mode.WRITE: "write", Mode.ALL: "all"}
@@ -46,7 +50,7 @@ class Pausing:
 
     ``table()`` is the command table, ``engine()`` the engine's name; ``changed()`` has the data plane stop at other
     commands; ``pass_on(call)`` does a call that is not postponed, ``again(call)`` one whose pause is over, ``refuse``
-    answers one that may not be; ``held()`` is how many commands wait for a shard's primary.
+    answers one that may not be; ``held(shard)`` is how many commands wait for a shard's primary.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Pausing:
         pass_on: Callable[[Call], Step | None],
         again: Callable[[Call], None],
         refuse: Callable[[Session, Request, bytes], None],
-        held: Callable[[], int],
+        held: Callable[[int], int],
     ) -> None:
         self.sender = sender
         self.plane = sender.plane
@@ -75,6 +79,8 @@ class Pausing:
         """By client, in the order in which they came."""
         self.pauses = 0
         """How often it began."""
+        self._began = 0.0
+        """When it did last."""
         self.board = Board()
         self.shards = ShardPauses(sender.cluster, self._own_left, self._caught_up)
         self.log = structlog.get_logger("pause")
@@ -87,6 +93,11 @@ class Pausing:
         self._held = held
         self._functions: dict[bytes, frozenset[bytes]] | None = None
         """The shards' functions and what they declare; they change only while nobody pauses."""
+        self._catching_up = False
+        """Something that was sent before the pause is under way yet."""
+        self._behind: set[str] = set()
+        """Peers of which that is so."""
+        self._caught = trio.Event()
         self._look = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.handlers: dict[bytes, Handler] = {b"client|pause": self._pause, b"client|unpause": self._unpause}
@@ -96,6 +107,11 @@ class Pausing:
     def present(self) -> Pause:
         """What holds now."""
         return self.board.effective(trio.current_time())
+
+    @property
+    def lasted(self) -> float:
+        """Seconds for which clients have been paused now; 0.0: they are not."""
+        return trio.current_time() - self._began if self.mode else 0.0
 
     def info(self) -> dict[str, object]:
         """INFO's fields of it (server.c: genValkeyInfoString)."""
@@ -144,19 +160,26 @@ class Pausing:
 
     def _postpones(self, call: Call) -> bool | None:
         """None: it takes a question to the engine."""
-        mode = self.mode
-        if mode is Mode.WRITE and call.command.name == b"exec" and call.session.in_multi:
-            verdicts = [postpones(mode, command, args) for command, args in self._queued(call.session)]
+        transaction = call.session.transaction
+        if transaction is None or not call.session.in_multi:
+            return postpones(self.mode, call.command, call.args)
+        if refused_within(call.command):
+            return False  # told so at once
+        if self.mode is Mode.WRITE and call.command.name == b"exec":
+            if transaction.doomed:
+                return False
+            verdicts = [postpones(Mode.WRITE, command, args) for command, args in self._queued(call.session)]
             return True if True in verdicts else None if None in verdicts else False
-        return postpones(mode, call.command, call.args)
+        return postpones(self.mode, call.command, call.args)
 
     def _queued(self, session: Session) -> Iterator[tuple[Command, Sequence[bytes]]]:
         """What EXEC would run."""
         transaction = session.transaction
         assert transaction is not None
-        for at, raw in enumerate(transaction.queued):
-            if at in transaction.extras:
-                yield transaction.extras[at]
+        queued = transaction.queued
+        for at, raw in enumerate(queued.raws):
+            if at in queued.extras:
+                yield queued.extras[at]
                 continue
             args = decode_request(raw)
             command = self._table().lookup(args)
@@ -181,26 +204,15 @@ class Pausing:
             return True if text is None else by_body(text, read_only=False)
         if self._functions is None:
             self._functions = registered(await self._ask(LIST))
-        flags = self._functions.get(args[1])
+        flags = self._functions.get(args[1].lower())
         if flags is None:
             return command.name == b"fcall"
-        return NO_WRITES.encode() not in flags
+        return NO_WRITES not in flags
 
     async def _ask(self, raw: bytes) -> bytes:
         """Any shard's reply to the proxy's own question."""
         shard = self.sender.any_shard()
-        if shard < 0:
-            return b"-CLUSTERDOWN\r\n"
-        done = trio.Event()
-        frames: list[bytes] = []
-
-        def replied(frame: bytes) -> None:
-            frames.append(frame)
-            done.set()
-
-        self.plane.submit(self.sender.lanes.base[shard], raw, replied, pinned=True)
-        await done.wait()
-        return frames[0]
+        return await self.sender.ask_shard(shard, raw) if shard >= 0 else b"-CLUSTERDOWN\r\n"
 
     def _park(self, call: Call) -> None:
         if not self.mode:  # it is over by now
@@ -248,9 +260,7 @@ class Pausing:
         self.sender.answer(call.request, OK)
 
     async def _begin(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._drain)
-            nursery.start_soon(self.peers.tell)
+        await self.peers.tell()
         if self._own_left() > 0:
             await self.shards.take()
 
@@ -259,9 +269,9 @@ class Pausing:
         self._look.set()
         await self.peers.tell()
 
-    async def _drain(self) -> None:
-        """What was put on lanes before is answered, by all shards that are quick."""
-        lanes = self._shared_lanes()
+    async def _drain(self, shard: int | None = None) -> None:
+        """Come back when what was put on lanes before, to this shard or all, is answered or lost."""
+        lanes = [lane for lane in self._shared_lanes() if shard in (None, lane.shard)]
         missing = set(lanes)
         done = trio.Event()
         for lane in lanes:
@@ -273,8 +283,7 @@ class Pausing:
 
             self.plane.submit(lane, PING, replied, pinned=True)
         if missing:
-            with trio.move_on_after(DRAIN):
-                await done.wait()
+            await done.wait()
 
     def _shared_lanes(self) -> set[Lane]:
         """Those that something is under way on; also what is parked on one that is being connected."""
@@ -283,12 +292,15 @@ class Pausing:
         shared |= {lane for lane in room.all_connected() if not lane.owner.leased}
         return {lane for lane in shared if lane.outstanding and not lane.closed}
 
-    async def _caught_up(self) -> None:
-        """What waited for a primary since before the pause has reached it, which is there since just now."""
+    async def _caught_up(self, shard: int) -> None:
+        """What was sent to a shard since before the pause is done, and what waited for its primary has reached it."""
+        with trio.move_on_after(OF_PEERS):
+            while self._behind:
+                await self._caught.wait()
         with trio.move_on_after(CATCH_UP):
-            while self._held():  # noqa: ASYNC110 -- what it is held by, is told nobody in particular
+            while self._held(shard):  # noqa: ASYNC110 -- what it is held by, is told nobody in particular
                 await trio.sleep(CATCH_UP / 50)
-        await self._drain()
+        await self._drain(shard)
 
     # -- beginning and end ---------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -328,6 +340,7 @@ class Pausing:
     def _enter(self, mode: Mode) -> None:
         if not self.mode:
             self.pauses += 1
+            self._began = trio.current_time()
             self._functions = None
         self.mode = mode
         self._changed()
@@ -342,7 +355,7 @@ class Pausing:
             done.set()
 
         self._nursery.start_soon(end)
-        with trio.move_on_after(DRAIN):
+        with trio.move_on_after(LET_GO):
             await done.wait()
 
     async def _release(self) -> None:
@@ -367,25 +380,47 @@ class Pausing:
         mode = self.board.own.mode if left else Mode.NONE
         # Unheard, nobody would believe us for long: where no replica passes it on, for all of the time.
         lease = LEASE if self.peers.heard_in_pause else max(LEASE, left)
-        return {"round": self.board.round, "mode": int(mode), "left": left, "lease": lease}
+        behind = bool(self.mode) and (self._catching_up or any(map(self._held, self.sender.cluster.serving())))
+        return {"round": self.board.round, "mode": int(mode), "left": left, "lease": lease, "behind": behind}
 
     def _hear(self, peer: str, told: Any) -> None:
         if told is None:
+            self._set_behind(peer, False)
             return  # it is not believed for longer than for its lease
         try:
             mode, left, lease = Mode(told["mode"]), float(told["left"]), float(told["lease"])
             round_ = int(told["round"])
         except (LookupError, TypeError, ValueError):
             return  # of another version
+        self._set_behind(peer, bool(told.get("behind")))
         now = trio.current_time()
         pause = Pause(mode, now + left) if mode else NO_PAUSE
         self.board.hear(peer, round_, pause, now + lease)
         self._close()
 
+    def _set_behind(self, peer: str, behind: bool) -> None:
+        if behind:
+            self._behind.add(peer)
+        elif peer in self._behind:
+            self._behind.discard(peer)
+            self._caught.set()
+            self._caught = trio.Event()
+
     async def _settle(self) -> None:
-        """What a peer told is done here."""
-        if self.mode:
+        """What a peer told is done here, or it will be told that it takes longer."""
+        if not self.mode or self._catching_up:
+            return
+        with trio.move_on_after(DRAIN) as quick:
             await self._drain()
+        if quick.cancelled_caught and not self._catching_up:
+            assert self._nursery is not None
+            self._catching_up = True
+            self._nursery.start_soon(self._catch_up)
+
+    async def _catch_up(self) -> None:
+        await self._drain()
+        self._catching_up = False
+        self.peers.tell_soon()
 
 
 def _show(digest: bytes) -> bytes:

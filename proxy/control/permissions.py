@@ -56,6 +56,10 @@ class Permissions:
         """Whether the session's user is known to be unrestricted (``+@all ~* &*``): nothing has to be asked."""
         return self._roster.free(name_of(session.identity.user))
 
+    def may_load(self, session: Session) -> bool:
+        """Whether the session's user is known to be allowed SCRIPT LOAD."""
+        return self._roster.may_load(name_of(session.identity.user))
+
     def concerns(self, command: Command, handlers: Mapping[bytes, object]) -> bool:
         """Whether a command is to be checked here; ``handlers`` are those with a way of their own."""
         name = command.name

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import structlog
 import trio
 
-from proxy.codec import BARRIER as STOPS
-from proxy.codec import Limits, ParseTable, decode_request, encode_request, key_slot
+from proxy.codec import Limits, decode_request, encode_request, key_slot
 from proxy.codec.reply import bulk_value, elements, error, is_error
 from proxy.control.blocking import Block, BlockingCommands
 from proxy.control.call import Call, Handler, Step
@@ -16,15 +15,15 @@ from proxy.control.connection import ConnectionCommands
 from proxy.control.monitoring import MonitorCommands
 from proxy.control.pausing import Pausing
 from proxy.control.permissions import ALWAYS, Permissions
-from proxy.control.policy import DANGEROUS, LATER, Policy, not_supported
-from proxy.control.pubsub import BARRIERS as PUBSUB_BARRIERS
+from proxy.control.policy import Policy, not_supported
 from proxy.control.pubsub import refusal as of_subscriber
 from proxy.control.scripts import BY_BODY, BY_SHA, ScriptCommands
-from proxy.control.sending import Sender, unsure
+from proxy.control.sending import Sender
 from proxy.control.tracking import TrackingCommands
 from proxy.control.transactions import TransactionCommands
+from proxy.control.vocabulary import Vocabulary
 from proxy.control.waiting import WaitCommands
-from proxy.dataplane import BARRIER, READONLY, WRITE, Client, Mode, Request
+from proxy.dataplane import Client, Mode, Request
 from proxy.routing import (
     Command,
     CommandTable,
@@ -35,25 +34,12 @@ from proxy.routing import (
     lookup_error,
     slots_of,
     split,
-    splitter,
-    whole,
 )
 from proxy.routing.guard import CROSSSLOT, MOST_WORDS, TOO_LARGE, UNCHECKED, guarded
 from proxy.sessions.blocking import blocks
 from proxy.sessions.connection import BEFORE_AUTH, NOAUTH
 from proxy.sessions.session import Replies, Session
-from proxy.topology.lanes import Identity
-from shard.client import ConnectionLost, ReplyError
-
-BARRIERS = frozenset(
-    {
-        *(b"auth", b"hello", b"reset", b"quit", b"select", b"acl"),
-        *(b"multi", b"exec", b"discard", b"watch", b"unwatch"),
-        *PUBSUB_BARRIERS,
-        *(b"client", b"wait", b"waitaof", b"scan", b"randomkey", b"script", b"function", b"info"),
-    }
-)
-"""Commands that change how the session's next one travels, or take several steps of their own."""
+from proxy.topology.owners import Identity
 
 HTTP = frozenset({b"post", b"host:"})
 """Names that no command has and every HTTP request of another's page brings: its connection is closed at once."""
@@ -65,8 +51,6 @@ REPEATED = frozenset({b"wait", b"waitaof"})
 """Commands that applications send in the same words again and again, each behind its writes."""
 MOST_REPEATED = 1024  # of them, looked up and checked once
 LONGEST_REPEATED = 128  # bytes; what is longer was not meant to be understood
-
-REFRESH = 5.0  # seconds at least between two readings of COMMAND because of an unknown name
 
 
 class Router:
@@ -99,91 +83,41 @@ class Router:
         self.tracking = tracking
         self.monitors = monitors
         self.pausing = pausing
-        self.table = CommandTable(())
         self._repeated: dict[bytes, tuple[Sequence[bytes], Command]] = {}
         self.calls = 0
         self.refused = 0
         self.log = structlog.get_logger("control")
-        self._limits = limits
         self._nursery: trio.Nursery | None = None
-        self._refresh = trio.Event()
-        self._one_by_one = False
-        self._monitored = False
         self._warn_again = 0.0
         self._handlers: dict[bytes, Handler] = dict(waits.handlers)
         for family in (pausing.handlers, *families):
             self._handlers |= family
         self.transactions = TransactionCommands(sender, connection, waits, dict(self._handlers), patience)
         self._handlers |= self.transactions.handlers
+        self.vocabulary = Vocabulary(
+            sender,
+            connection,
+            permissions,
+            self._handlers,
+            limits,
+            names_to_stop=pausing.names_to_stop,
+            learned=self._learned,
+        )
 
-    def learn(self, table: CommandTable) -> None:
-        """Route by this command table from now on."""
-        if table.digest == self.table.digest:
-            return
-        self.table = table
+    @property
+    def table(self) -> CommandTable:
+        """By which is routed."""
+        return self.vocabulary.table
+
+    def _learned(self, table: CommandTable) -> None:
         self._repeated = {}
-        self._prepare()
-        self.log.info("command table", commands=len(table))
+        self.scripts.learn(table)
 
-    def _prepare(self) -> None:
-        """Have the data plane go by the table."""
-        table = self.table
-        barriers = {command.name.partition(b"|")[0] for command in table if self._takes_steps(command)} | BARRIERS
-        barriers |= {command.name for command in table if command.is_blocking}
-        barriers |= self.pausing.names_to_stop(table)
-        overrides = {name.partition(b"|")[0] for name in (*self._handlers, *DANGEROUS, *LATER)}
-        if self._one_by_one:
-            # Barriers all: nothing of a client is sent behind a command that may have to be sent again.
-            barriers |= {command.name.partition(b"|")[0] for command in table if command.has_many_keys}
-        if self._monitored:
-            overrides |= {command.name for command in table}
-        parse = table.parse_table(barriers, overrides, self._limits)
-        highest = max(command.id for command in table)
-        flags = bytearray(2 * highest + 1)
-        for command in table:
-            flags[command.id] = (WRITE if command.counts_as_write else 0) | (READONLY if command.is_readonly else 0)
-            if command.id in parse.barriers:
-                flags[command.id] |= BARRIER
-            flags[command.id + highest] = flags[command.id] | BARRIER
-        ways = {command.id: splitter(command, unsure) for command in table if command.id not in parse.barriers}
-        splitters = {} if self._monitored else {command_id: way for command_id, way in ways.items() if way is not None}
-        splitters |= {command_id + highest: whole(way) for command_id, way in splitters.items()}
-        self.plane.set_commands(parse, bytes(flags), splitters)
-        self.connection.unauthenticated = parse.with_limits(self._limits._replace(unauthenticated=True))
-        self.connection.watched = self._watched(parse, highest)
-        self._set_tables()
-
-    def _watched(self, parse: ParseTable, twins: int) -> ParseTable:
-        """For users who may not do everything: what is to be checked before it is begun stops the parser.
-
-        Such a command goes by another id there, ``twins`` above its own: the flags of an id are everybody's.  One of
-        several keys need not stop where all of it goes to one slot.
-        """
-        entries = []
-        for command in self.table:
-            if b"|" in command.name:
-                continue
-            each_id, key, kind = parse.find(command.name)
-            family = (command, *command.subcommands.values())
-            if any(self._is_checked(member) for member in family):
-                each_id, kind = each_id + twins, STOPS
-            entries.append((command.name, each_id, key, kind))
-        return ParseTable(entries, self._limits)
-
-    def _is_checked(self, command: Command) -> bool:
-        """Whether a user's leave is to be had from the engine before anything is done."""
-        if command.request_policy == b"multi_shard" and command.counts_as_write:
-            return True  # the shards would each look at their own keys only, and some of them begin
-        return self.permissions.concerns(command, self._handlers)
-
-    def _set_tables(self) -> None:
-        for session in self.connection.sessions.values():
-            self.connection.set_table(session)
 
     def users_changed(self) -> None:
         """The rules of some user are others than before."""
         self.permissions.forget()
-        self._set_tables()
+        self.vocabulary.users_changed()
 
     def passwords(self, identity: Identity) -> set[bytes]:
         """With which the sessions that travel as this identity logged in."""
@@ -208,54 +142,11 @@ class Router:
             else:
                 self.plane.finish(session.client)
 
-    def one_by_one(self, on: bool) -> None:
-        """Whether a client's next command waits for the reply to one of several keys."""
-        self._one_by_one = on
-        self._prepare()
-
-    def monitored(self, on: bool) -> None:
-        """Whether every command comes to control, for MONITOR to see."""
-        self._monitored = on
-        self._prepare()
-
-    def paused(self) -> None:
-        """Other commands than before are postponed."""
-        if len(self.table):
-            self._prepare()
-
-    @staticmethod
-    def _takes_steps(command: Command) -> bool:
-        """Whether more is to be done for it than putting requests on lanes in one go."""
-        if command.request_policy == b"all_nodes":
-            return True
-        return command.is_keyed and not command.fixed_key and any(spec.incomplete for spec in command.key_specs[:1])
-
     async def run(self) -> None:
-        """Carry out what takes several steps; read COMMAND again when the engine may have changed."""
+        """Carry out what takes several steps."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            while True:
-                await self._refresh.wait()
-                await self.read_commands()
-                await trio.sleep(REFRESH)
-                self._refresh = trio.Event()
-
-    def refresh(self) -> None:
-        """The engine may know other commands than it did: read COMMAND again soon."""
-        self._refresh.set()
-
-    async def read_commands(self) -> None:
-        """Read COMMAND from a node that answers; keeps the present table when none does."""
-        for watch in list(self.cluster.nodes.values()):
-            if not watch.alive:
-                continue
-            try:
-                node = await self.cluster.connect(watch.host, watch.port)
-                async with node:
-                    self.learn(CommandTable.from_reply(await node.call("COMMAND"), self.table))
-                    return
-            except (ConnectionLost, ReplyError, ValueError) as problem:
-                self.log.warning("COMMAND could not be read", node=f"{watch.host}:{watch.port}", reason=str(problem))
+            await self.vocabulary.run()
 
     def keys(self, raw: bytes) -> list[bytes]:
         """The keys of a request, as far as its key specs tell."""
@@ -345,7 +236,7 @@ class Router:
             return None
         command = self.table.lookup(args)
         if command is None:
-            self.refresh()
+            self.vocabulary.refresh()
             self.refuse(session, request, lookup_error(self.table, args))
             return None
         session.last_command = command.name
@@ -369,7 +260,7 @@ class Router:
             self.refuse(session, request, refusal)
             return None
         call = Call(session, request, args, command)
-        if not self.permissions.free(session) and (self._is_checked(command) or self._is_queued_here(call)):
+        if not self.permissions.free(session) and (self.vocabulary.is_checked(command) or self._is_queued_here(call)):
             asked = self._to_be_checked(call)
             if asked is not None:
                 return self._check(call, asked)
@@ -525,7 +416,7 @@ class Router:
             return None
         if call.command.is_keyed:
             slot = first_slot(call.command, call.args)
-            if slot is None and self._takes_steps(call.command):
+            if slot is None and self.vocabulary.takes_steps(call.command):
                 return self._ask_for_keys(call.session, call.request, call.args)
             if slot is not None:
                 self.sender.send(call.session, call.request, slot)

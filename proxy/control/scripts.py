@@ -2,9 +2,10 @@
 
 The engine keeps scripts for each node by itself and never replicates them (script.c, "Scripts are not replicated"), so
 a shard that joined, or whose replica took over, lacks what its clients have loaded before.  What was loaded or
-evaluated through this proxy is kept here, bounded, and put in front of the first EVALSHA on each lane; whoever is told
-NOSCRIPT all the same has it loaded and is sent again.  What nobody has seen, and what SCRIPT FLUSH took away, is
-NOSCRIPT as ever.
+evaluated through this proxy is kept here, bounded, and put in front of the first EVALSHA on each lane, also of one that
+is sent again because a failover or a slot's move met it under way.  Whoever is told NOSCRIPT all the same (users who
+may not load, nodes that others flushed) has it loaded and is sent again, unless something of its client has run by then
+that was to come behind it.  What nobody has seen, and what SCRIPT FLUSH took away, is NOSCRIPT as ever.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from proxy.codec import decode_request, encode_request
 from proxy.codec.reply import is_error
 from proxy.control.call import Call, Handler
 from proxy.control.permissions import Permissions
 from proxy.control.sending import Sender
-from proxy.dataplane import READONLY, Lane, Request
-from proxy.routing import first_slot
+from proxy.dataplane import Lane, Request
+from proxy.routing import CommandTable, first_slot
+from proxy.sessions.session import Session
 from proxy.topology.redirects import Redirects
 
 NOSCRIPT = (b"-NOSCRIPT No matching script.\r\n", b"-NOSCRIPT No matching script. Please use EVAL.\r\n")
@@ -33,7 +36,7 @@ OVERHEAD = 300  # bytes that a kept script costs beside its text
 LARGEST = KEPT // 8  # bytes of one script above which it is not kept
 AHEAD = 1000  # scripts that are remembered to have been put on one lane
 LOADS = 10_000  # most recent loadings that are remembered
-MOST_HEALED = 3  # times that one request is sent again
+THERE = b"*1\r\n:1\r\n"  # says SCRIPT EXISTS
 
 
 class ScriptBook:
@@ -84,6 +87,14 @@ class ScriptBook:
         self.size = 0
 
 
+class Missed(NamedTuple):
+    """An EVALSHA that was told NOSCRIPT."""
+
+    request: Request
+    lane: Lane
+    decided: Callable[[bool], None]
+
+
 class ScriptCommands:
     """See the module.
 
@@ -95,12 +106,22 @@ class ScriptCommands:
         self.sender = sender
         self.plane = sender.plane
         self.redirects = redirects
+        redirects.prepare = self._prepare
         self.permissions = permissions
         self.book = ScriptBook()
         self.healed = 0
+        self._ids: frozenset[int] = frozenset()
+        """Of the commands in ``BY_SHA``."""
         self._ahead_on: dict[Lane, set[bytes]] = {}
         self._loads: OrderedDict[tuple[str, bytes], float] = OrderedDict()
+        """When a script was last loaded in the life of a process."""
+        self._missed: dict[tuple[str, bytes], list[Missed]] = {}
+        """Who waits for a script to be loaded."""
         self.handlers: dict[bytes, Handler] = {b"script|load": self._load, b"script|flush": self._flush}
+
+    def learn(self, table: CommandTable) -> None:
+        """The engine's commands are these from now on."""
+        self._ids = frozenset(command.id for command in table if command.name in BY_SHA)
 
     # -- on their way to a shard -------------------------------------------------------------------
     def send(self, call: Call) -> None:
@@ -109,14 +130,24 @@ class ScriptCommands:
         shard = self.sender.any_shard() if slot is None else self.sender.shard_of(slot)
         if slot is not None:
             call.request.slot = slot
-        if call.command.name in BY_SHA:
-            self._put_ahead(call, shard, by_itself=self.sender.is_large(call.request))
+        if call.command.name in BY_SHA and shard >= 0:
+            # One that goes by a lane of its own goes later than what is sent now on the shared one.
+            large = self.sender.is_large(call.request)
+            lane = self.sender.lanes.base[shard] if large else self.sender.lane(call.session, shard)
+            self._put_ahead(call.session, call.args[1], lane, call.request.born)
         self.sender.send_to(call.session, call.request, shard, self._seen(call))
 
     def put_ahead_of_exec(self, call: Call) -> None:
         """An EVALSHA is queued in a transaction: EXEC is to find its script."""
         slot = first_slot(call.command, call.args)
-        self._put_ahead(call, self.sender.any_shard() if slot is None else self.sender.shard_of(slot), by_itself=True)
+        shard = self.sender.any_shard() if slot is None else self.sender.shard_of(slot)
+        if shard >= 0:
+            self._put_ahead(call.session, call.args[1], self.sender.lanes.base[shard], call.request.born)
+
+    def _prepare(self, request: Request, lane: Lane) -> None:
+        """A request is sent again, maybe on another lane than before."""
+        if request.command_id in self._ids and request.client is not None and not request.sticks:
+            self._put_ahead(request.client.session, decode_request(request.raw)[1], lane, request.born)
 
     def _seen(self, call: Call) -> Callable[[bytes], None] | None:
         """What is to be told of the reply: None where nothing can be learnt."""
@@ -130,18 +161,17 @@ class ScriptCommands:
 
         return replied
 
-    def _put_ahead(self, call: Call, shard: int, by_itself: bool) -> None:
-        """Load the script on the lane in front of the EVALSHA, so that what a client pipelines keeps its order.
+    def _put_ahead(self, session: Session, digest: bytes, lane: Lane, born: float) -> None:
+        """Load the script on a lane in front of the EVALSHA, so that what a client pipelines keeps its order.
 
-        ``by_itself``: the EVALSHA goes by a lane of its own, and later than what is sent now on the shared one.
+        ``born``: of the EVALSHA; while they are parked, both are kept in the order of their age.
         """
-        digest = call.args[1].lower()
+        digest = digest.lower()
         text = self.book.find(digest)
-        if text is None or shard < 0 or not self.permissions.free(call.session):
+        if text is None or lane.closed or not self.permissions.may_load(session):
             return
-        lane = self.sender.lanes.base[shard] if by_itself else self.sender.lane(call.session, shard)
         ahead = self._ahead(lane)
-        if digest in ahead or lane.closed:
+        if digest in ahead:
             return
         ahead.add(digest)
 
@@ -149,7 +179,7 @@ class ScriptCommands:
             if is_error(frame):
                 ahead.discard(digest)
 
-        self.plane.submit(lane, encode_request([b"SCRIPT", b"LOAD", text]), replied, pinned=True)
+        self.plane.submit(lane, encode_request([b"SCRIPT", b"LOAD", text]), replied, pinned=True).born = born
 
     def _ahead(self, lane: Lane) -> set[bytes]:
         """Digests of what was put on a lane already."""
@@ -181,53 +211,50 @@ class ScriptCommands:
     def held_back(self, request: Request, lane: Lane, frame: bytes) -> None:
         """A reply says NOSCRIPT: load what is known and send the request again, else pass the reply on."""
         args = decode_request(request.raw)
-        if args[0].lower() not in BY_SHA:
-            if request.write and request.client is not None:
-                request.client.wrote(lane)  # a script said so itself, and may have written before
+        life = lane.owner.run_id
+        if args[0].lower() not in BY_SHA or request.mended == life:
+            self._said_itself(request, lane)
             self.plane.answer(request, frame)
             return
         digest = args[1].lower()
         text = self.book.find(digest)
-        request.attempts += 1
-        if text is None or not may_go_later(self.redirects, request, lane) or request.attempts > MOST_HEALED:
+        late = self.plane.now - request.born > self.redirects.timeouts.hold
+        if text is None or late or lane.owner.leased or request.sticks:
             self.plane.answer(request, frame)
             return
-        self._heal(request, lane, frame, digest, text)
+        request.mended = life
+        missed = Missed(request, lane, self.redirects.missed(request, lane, frame))
+        if (life, digest) in self._missed:
+            self._missed[life, digest].append(missed)
+        else:
+            self._missed[life, digest] = [missed]
+            self._load_on(lane.shard, life, digest, text)
 
-    def _heal(self, request: Request, lane: Lane, frame: bytes, digest: bytes, text: bytes) -> None:
-        base = self.sender.lanes.base[lane.shard]
-        life = lane.owner.run_id, digest
+    def _load_on(self, shard: int, life: str, digest: bytes, text: bytes) -> None:
+        """Load a script that was missed in this life of a process, and have all who wait for it go on."""
+        base = self.sender.lanes.base[shard]
         there: list[bytes] = []
 
         def loaded(reply: bytes) -> None:
-            if is_error(reply):
-                self.plane.answer(request, frame)
-                return
-            if there[0] == b"*1\r\n:1\r\n" and self._loads.get(life, 0.0) < request.born:
-                # It was there, so it is the script itself that answers so; it may have written.
-                if request.write and request.client is not None:
-                    request.client.wrote(lane)
-                self.plane.answer(request, frame)
-                return
-            self._loads[life] = self.plane.now
-            if len(self._loads) > LOADS:
-                self._loads.popitem(last=False)
-            self.healed += 1
-            self.redirects.send_again(request, lane.shard)
+            before = self._loads.get((life, digest), 0.0)
+            failed = is_error(reply)
+            if not failed:
+                self._loads[life, digest] = self.plane.now
+                if len(self._loads) > LOADS:
+                    self._loads.popitem(last=False)
+            for missed in self._missed.pop((life, digest)):
+                itself = there[:1] == [THERE] and before < missed.request.born
+                if itself:
+                    self._said_itself(missed.request, missed.lane)
+                self.healed += not (failed or itself)
+                missed.decided(not (failed or itself))
 
         with self.plane.turn():
             self.plane.submit(base, encode_request([b"SCRIPT", b"EXISTS", digest]), there.append, pinned=True)
             self.plane.submit(base, encode_request([b"SCRIPT", b"LOAD", text]), loaded, pinned=True)
 
-
-def may_go_later(redirects: Redirects, request: Request, lane: Lane) -> bool:
-    """Whether a request that has not run may be sent again: it has no lane to itself, and nothing of its client that
-    must not run before it was sent behind it."""
-    if lane.owner.leased or request.sticks:
-        return False
-    flags = redirects.plane.command_flags
-    reads = flags[request.command_id] & READONLY
-    return all(
-        (slot >= 0 and slot != request.slot) or (reads and flags[command_id] & READONLY)
-        for slot, command_id in redirects.plane.behind(request, lane)
-    )
+    @staticmethod
+    def _said_itself(request: Request, lane: Lane) -> None:
+        """The script was there: it has answered so itself, and may have written before."""
+        if request.write and request.client is not None:
+            request.client.wrote(lane)

@@ -8,15 +8,17 @@ import trio
 
 from proxy.codec.reply import error
 from proxy.control.call import Call
-from proxy.dataplane import DataPlane, Lane, Request
+from proxy.dataplane import Client, DataPlane, Lane, Request, Widths
 from proxy.routing import Part, Split, aggregate
 from proxy.routing.slot_map import Node
 from proxy.sessions.session import Session
 from proxy.sessions.transaction import Places
 from proxy.topology.cluster import Cluster
-from proxy.topology.lanes import Busy, Identity, Lanes
+from proxy.topology.elsewhere import is_elsewhere
+from proxy.topology.lanes import Lanes
 from proxy.topology.logins import Denied
-from proxy.topology.redirects import NOT_SENT_AGAIN, UNKNOWN, is_elsewhere
+from proxy.topology.owners import Busy, Identity
+from proxy.topology.redirects import NOT_SENT_AGAIN, UNKNOWN
 from shard.client import ConnectionLost, ReplyError, format_address
 
 NOT_SERVED = b"-CLUSTERDOWN no shard serves any slot: send the command again\r\n"
@@ -57,6 +59,9 @@ class Sender(Places):
         self.cluster = cluster
         self.lanes = lanes
         self.counts = {"splits": 0, "fanouts": 0}
+        self.widths = Widths()
+        """Of fan-outs."""
+        self._any = -1
         self._large_request = large_request
         self._concern_of_user = concern_of_user
 
@@ -179,6 +184,7 @@ class Sender(Places):
     def split(self, session: Session, request: Request, taken: Split) -> None:
         """A multi-key command: a part for each slot, one send for each lane."""
         self.counts["splits"] += 1
+        self.plane.split_parts.add(len(taken.parts))
         join = Join(len(taken.parts), lambda frames: self.answer(request, taken.join(frames, unsure(frames))))
         with self.plane.turn():
             for at, part in enumerate(taken.parts):
@@ -208,6 +214,7 @@ class Sender(Places):
             self.answer(request, NOT_SERVED)
             return
         self.counts["fanouts"] += 1
+        self.widths.add(len(shards))
         join = Join(len(shards), combine)
         with self.plane.turn():
             for at, shard in enumerate(shards):
@@ -235,6 +242,7 @@ class Sender(Places):
         """
         self.counts["fanouts"] += 1
         shards = [shard for shard in self.cluster.map.shards if shard.ranges]
+        self.widths.add(len(shards))
         replicas = [node for shard in shards for node in shard.replicas if node.health != "fail"]
         frames: dict[int, bytes] = {}
 
@@ -268,6 +276,26 @@ class Sender(Places):
         self, session: Session, lane: Lane, raw: bytes, request: Request | None = None, pinned: bool = False
     ) -> bytes:
         """The raw reply to one request put on a lane."""
+        if request is None:
+            return await self._reply(lane, raw, client=session.client, pinned=pinned)
+        command_id, write = request.command_id, request.write
+        return await self._reply(
+            lane, raw, client=session.client, command_id=command_id, write=write, pinned=pinned
+        )
+
+    async def ask_shard(self, shard: int, raw: bytes) -> bytes:
+        """The raw reply of a shard's primary to a request of the proxy's own."""
+        return await self._reply(self.lanes.base[shard], raw, pinned=True)
+
+    async def _reply(
+        self,
+        lane: Lane,
+        raw: bytes,
+        client: Client | None = None,
+        command_id: int = 0,
+        write: bool = False,
+        pinned: bool = False,
+    ) -> bytes:
         if lane.closed:  # one that its session had to itself, and the session is gone
             return NOT_SENT_AGAIN
         done = trio.Event()
@@ -277,15 +305,7 @@ class Sender(Places):
             frames.append(frame)
             done.set()
 
-        self.plane.submit(
-            lane,
-            raw,
-            replied,
-            client=session.client,
-            command_id=request.command_id if request is not None else 0,
-            write=request.write if request is not None else False,
-            pinned=pinned,
-        )
+        self.plane.submit(lane, raw, replied, client=client, command_id=command_id, write=write, pinned=pinned)
         await done.wait()
         return frames[0]
 
@@ -325,8 +345,30 @@ class Sender(Places):
         return self.plane.shard_of_slot[slot]
 
     def any_shard(self) -> int:
-        """Always the same while the map stays: what a session publishes keeps its order."""
-        return min(self.cluster.serving(), default=-1)
+        """For what any can do: always the same while the map stays and it answers, so that what a session publishes
+        keeps its order.
+        """
+        serving = self.cluster.serving()
+        if self._any not in serving:
+            self._any = min(serving, default=-1)
+        return self._any
+
+    async def run(self) -> None:
+        """Have ``any_shard`` be one that answers, for ever."""
+        while True:
+            await self.cluster.updated.wait()
+            serving = sorted(self.cluster.serving())
+            if not serving or self._answers(self.any_shard()):
+                continue
+            answering = next(filter(self._answers, serving), None)
+            if answering is not None:
+                self._any = answering
+                self.plane.fence_all()
+
+    def _answers(self, shard: int) -> bool:
+        primary = self.cluster.primary(shard)
+        watch = self.cluster.watch_of(primary) if primary is not None else None
+        return watch is not None and watch.alive and self.lanes.base[shard].attached
 
     def redirected(self, lane: Lane, frame: bytes) -> int | None:
         words = frame[1:-2].split(b" ")

@@ -13,7 +13,7 @@ import structlog
 from proxy.codec import encode_request
 from proxy.control.sending import Sender
 from proxy.dataplane import Lane, Request
-from proxy.topology.lanes import Owner
+from proxy.topology.owners import Owner
 
 NON_LOCAL = b"-ERR Attempted to access a non local key in a cluster node"
 HARMLESS = encode_request([b"EVAL", b"return redis.call('ping')", b"0"])

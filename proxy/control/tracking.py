@@ -21,7 +21,7 @@ from proxy.control.sending import Sender
 from proxy.dataplane import Lane, Submitted
 from proxy.sessions.session import Session
 from proxy.sessions.tracking import NOT_TRACKING, OFF, Asked, Refused, Tracking, info, parse
-from proxy.topology.lanes import Busy
+from proxy.topology.owners import Busy
 
 INVALIDATE = b">2\r\n$10\r\ninvalidate\r\n"
 FORGET_ALL = INVALIDATE + b"_\r\n"

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from proxy.acks.wait import GONE, Unconfirmed
+from proxy.acks.question import Unconfirmed
+from proxy.acks.wait import GONE
 from proxy.codec.reply import OK, error
 from proxy.control.call import Call, Handler, Step
 from proxy.control.connection import ConnectionCommands
 from proxy.control.extras import Extras
 from proxy.control.sending import Sender
 from proxy.control.waiting import WaitCommands
-from proxy.routing import extract, first_slot, slots_of
+from proxy.routing import Command, extract, first_slot, slots_of
 from proxy.sessions.session import Session
 from proxy.sessions.transaction import Transaction
+
+LEAVING = frozenset({b"quit", b"reset"})
+
+
+def refused_within(command: Command) -> bool:
+    """Whether the engine refuses it between MULTI and EXEC, whatever else there is to be said of it."""
+    return b"no_multi" in command.flags and command.name not in LEAVING
 
 
 class TransactionCommands:
@@ -72,7 +80,7 @@ class TransactionCommands:
         assert transaction is not None
         name = call.command.name
         if name == b"exec":
-            if transaction.put_in and not transaction.doomed:
+            if transaction.queued.put_in and not transaction.doomed:
                 return self._put_in_and_execute(call, transaction)
             return transaction.execute(call.request)
         if name == b"discard":
@@ -81,7 +89,7 @@ class TransactionCommands:
             self.connection.quit(call)
         elif name == b"reset":
             self.connection.reset(call)
-        elif b"no_multi" in call.command.flags:
+        elif refused_within(call.command):
             transaction.refuse(call.request, error(b"ERR Command '%s' not allowed inside a transaction" % name))
         elif name in self.waits.handlers:
             transaction.queue(call.request, call.command, None, put_in=True)
@@ -99,17 +107,18 @@ class TransactionCommands:
             transaction.queue(call.request, call.command, slot)
             return
         raw = self._extras.stands_in(extra)
-        transaction.soils = transaction.soils or self._extras.soils(extra)
+        transaction.queued.soils = transaction.queued.soils or self._extras.soils(extra)
         transaction.queue(call.request, call.command, None, extra=extra, raw=raw)
 
     async def _put_in_and_execute(self, call: Call, transaction: Transaction) -> None:
         """EXEC with WAITs in it.  The counts are taken first: should there be none to give, nothing has run yet."""
         try:
-            frames = await self.waits.present(call.session, transaction.to_put_in())
+            frames = await self.waits.present(call.session, transaction.queued.to_put_in())
         except Unconfirmed:
             self.sender.answer_last(call.request, GONE)
             return
-        transaction.put_in.update(zip(transaction.put_in, frames, strict=True))
+        put_in = transaction.queued.put_in
+        put_in.update(zip(put_in, frames, strict=True))
         step = transaction.execute(call.request)
         if step is not None:
             await step

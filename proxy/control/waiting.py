@@ -8,7 +8,8 @@ import trio
 
 from proxy.acks.arguments import Asked, Refused, parse_wait, parse_waitaof
 from proxy.acks.crowd import Crowd
-from proxy.acks.wait import GONE, Acks, Counts, Question
+from proxy.acks.question import Counts, Question
+from proxy.acks.wait import GONE, Acks
 from proxy.codec.reply import elements, error, integer_value, is_error
 from proxy.control.call import Call, Handler
 from proxy.control.sending import Sender

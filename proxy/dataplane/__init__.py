@@ -13,9 +13,9 @@ that a native data plane can take this one's place.
 The rules that make it fast, measured: no await between receiving and sending a plain command; one
 object per read, not per command; one send per client and per lane in a turn.
 
-Where there was a C compiler on installation, ``base``, ``requests``, ``lane``, ``client`` and
-``plane`` are compiled from these same files, with the types that the .pxd files give
-(IMPLEMENTATION tells).  A field that is new is to be named in the .pxd, too.
+Where there was a C compiler on installation, ``tally``, ``base``, ``requests``, ``lane``,
+``client`` and ``plane`` are compiled from these same files, with the types that the .pxd files
+give (IMPLEMENTATION tells).  A field that is new is to be named in the .pxd, too.
 """
 
 from proxy.dataplane import client as _client
@@ -24,14 +24,17 @@ from proxy.dataplane.contract import BARRIER, READONLY, WRITE, Control, Handed, 
 from proxy.dataplane.lane import Lane
 from proxy.dataplane.plane import DataPlane
 from proxy.dataplane.requests import Hold, Request, Sample, Submitted
+from proxy.dataplane.tally import BOUNDS, WIDTHS, Row, Tally, Widths
 
 IMPLEMENTATION = "python" if str(_client.__file__).endswith(".py") else "cython"
 """The form in which the data plane runs, "cython" or "python"."""
 
 __all__ = [
     "BARRIER",
+    "BOUNDS",
     "IMPLEMENTATION",
     "READONLY",
+    "WIDTHS",
     "WRITE",
     "Client",
     "Control",
@@ -43,6 +46,9 @@ __all__ = [
     "Lost",
     "Mode",
     "Request",
+    "Row",
     "Sample",
     "Submitted",
+    "Tally",
+    "Widths",
 ]

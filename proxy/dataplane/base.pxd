@@ -1,4 +1,5 @@
 # The types of base.py where it is compiled: see setup.py.
+from proxy.dataplane.tally cimport Tally, Widths
 
 
 cdef class Counters:
@@ -16,6 +17,13 @@ cdef class Counters:
     cdef public long long subscribers_cut
 
 
+cdef class Traffic:
+    cdef public long long bytes_in
+    cdef public long long bytes_out
+    cdef public long long connects
+    cdef public long long losses
+
+
 cdef class Handler:
     cpdef on_event(self, int mask)
 
@@ -28,6 +36,9 @@ cdef class Plane:
     cdef public object table
     cdef public object splitters
     cdef public Counters counters
+    cdef public dict traffic
+    cdef public Tally tally
+    cdef public Widths split_parts
     cdef public bytes command_flags
     cdef public list shard_of_slot
     cdef public list dirty_lanes

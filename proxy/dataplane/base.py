@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.codec import Limits as CodecLimits
 from proxy.codec import ParseTable
 from proxy.dataplane.contract import Control, Limits
+from proxy.dataplane.tally import Tally, Widths
 
 if TYPE_CHECKING:
     from proxy.dataplane.client import Client
@@ -61,6 +62,18 @@ class Counters:
         self.subscribers_cut = 0
 
 
+class Traffic:
+    """What went over all lanes of one shard since the start."""
+
+    __slots__ = ("bytes_in", "bytes_out", "connects", "losses")
+
+    def __init__(self) -> None:
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.connects = 0
+        self.losses = 0
+
+
 class Handler:
     """Who is told of the events of a descriptor."""
 
@@ -86,6 +99,12 @@ class Plane:
         self.soft_seconds = limits.pushed_seconds
         self.watched = watched
         self.counters = Counters()
+        self.traffic: dict[int, Traffic] = {}
+        """By shard index, of those that have had lanes."""
+        self.tally: Tally | None = Tally()
+        """What is counted of each command; None: nothing is."""
+        self.split_parts = Widths()
+        """Into how many parts commands were split."""
         self.now = now
         self.epoll = select.epoll()
         self.table = ParseTable((), CodecLimits())

@@ -10,7 +10,7 @@ from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from proxy.codec import BROKEN, CONTROL, LARGE, ParseTable, RequestState, parse_requests
+from proxy.codec import BROKEN, CONTROL, LARGE, UNKNOWN, ParseTable, RequestState, parse_requests
 from proxy.codec.reply import error
 from proxy.dataplane.base import Party
 from proxy.dataplane.contract import BARRIER, WRITE, Mode
@@ -315,6 +315,7 @@ class Client(Party):
         if taken is None:
             return False
         self.plane.counters.splits += 1
+        self.plane.split_parts.add(len(taken[0]))
         self._route(Joined(Place(batch, index, False), taken))
         return True
 
@@ -322,7 +323,7 @@ class Client(Party):
         """Give one command to control: at once, or at its turn if it is a barrier."""
         command_id = batch.commands[index][1]
         if slot == BROKEN:
-            batch.fill(index, error(batch.commands[index][2]))
+            batch.fill(index, error(batch.commands[index][2]), UNKNOWN)
             self.plane.counters.protocol_errors += 1
             self._draining = True
             return

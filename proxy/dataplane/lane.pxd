@@ -1,7 +1,7 @@
 # The types of lane.py where it is compiled: see setup.py.
 cimport cython
 
-from proxy.dataplane.base cimport Handler, Plane
+from proxy.dataplane.base cimport Handler, Plane, Traffic
 from proxy.dataplane.requests cimport Batch, Hold, Request, Run, Sample
 
 cdef int READABLE
@@ -11,6 +11,7 @@ cdef int ENDED
 
 cdef class Lane(Handler):
     cdef public Plane plane
+    cdef public Traffic traffic
     cdef public object owner
     cdef public object stamp
     cdef public object sock

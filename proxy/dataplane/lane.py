@@ -63,12 +63,14 @@ class Lane(Handler):
         "stamp",
         "tail",
         "taken",
+        "traffic",
     )
 
     def __init__(self, plane: DataPlane, shard: int, owner: Any = None) -> None:
         self.plane = plane
         self.shard = shard
         """The shard's index: the key under which a session's writes are remembered."""
+        self.traffic = plane.traffic_of(shard)
         self.owner = owner
         self.stamp: Any = None
         """What is remembered of a write answered on this lane (acks: incarnation, tick, ...)."""
@@ -112,6 +114,11 @@ class Lane(Handler):
     def outstanding(self) -> int:
         """Entries without a complete reply (a run of pipelined commands counts once)."""
         return len(self.fifo)
+
+    @property
+    def queued(self) -> int:
+        """Bytes put on it that the kernel has not taken."""
+        return self.taken - self.sent + sum(map(len, self.out))
 
     # -- replies that control wants to see ---------------------------------------------------
     def watches(self, frame: bytes) -> bool:
@@ -200,6 +207,7 @@ class Lane(Handler):
     def attach(self, sock: socket.socket, stamp: Any, pushes: bool) -> None:
         """Give the lane its connected, non-blocking socket; what was parked is sent."""
         self.sock = sock
+        self.traffic.connects += 1
         self.since = self.plane.now
         self.fd = sock.fileno()
         self.stamp = stamp
@@ -246,6 +254,7 @@ class Lane(Handler):
             count = 0
         self.sent += count
         self.plane.counters.shard_bytes_out += count
+        self.traffic.bytes_out += count
         if count < len(data):
             self._unsent = memoryview(data)[count:]
             self._set_mask(READABLE | WRITABLE)
@@ -283,6 +292,7 @@ class Lane(Handler):
             self.lose("connection closed by the shard")
             return
         self.plane.counters.shard_bytes_in += count
+        self.traffic.bytes_in += count
         self._end += count
         self._missing -= count
         if self._missing > 0 and self._end < len(self._buffer):
@@ -377,6 +387,7 @@ class Lane(Handler):
             return
         lost = self.close()
         self.plane.counters.lane_losses += 1
+        self.traffic.losses += 1
         self.plane.tell(None, self.plane.control.lane_down, self, lost, reason)
 
     def close(self) -> list[Lost]:

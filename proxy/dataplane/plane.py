@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from proxy.codec import ParseTable
-from proxy.dataplane.base import NO_SHARD, Handler, Plane
+from proxy.dataplane.base import NO_SHARD, Handler, Plane, Traffic
 from proxy.dataplane.client import Client, push_all
 from proxy.dataplane.contract import Control, Limits, Lost, Mode
 from proxy.dataplane.lane import Lane
@@ -306,6 +306,10 @@ class DataPlane(Plane):
         samples, self.samples = self.samples, []
         return samples
 
+    def traffic_of(self, shard: int) -> Traffic:
+        """What went over the lanes of a shard."""
+        return self.traffic.setdefault(shard, Traffic())
+
     def new_lane(self, shard: int, owner: Any = None) -> Lane:
         """A lane without a connection: what is put on it is parked."""
         return Lane(self, shard, owner)
@@ -397,8 +401,10 @@ class DataPlane(Plane):
             lane.tail = None
             lane.out.append(request.raw)
             lane.soil()
-            if isinstance(request, Place) and request.client is not None and request.client.traced:
-                lane.choose(request, request.batch, request.index, True)
+            if isinstance(request, Place) and request.client is not None:
+                traced = request.client.traced
+                if traced or (self.now >= lane.sample_at and not request.attempts):
+                    lane.choose(request, request.batch, request.index, traced)
 
     def at_end(self, errand: Callable[[], None]) -> None:
         """Have it called when all that is ready in this turn was dispatched, before lanes send; outside of one, now."""

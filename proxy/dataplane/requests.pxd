@@ -2,6 +2,7 @@
 cimport cython
 
 from proxy.dataplane.base cimport Party
+from proxy.dataplane.tally cimport Tally
 
 
 cdef class Batch:
@@ -11,8 +12,10 @@ cdef class Batch:
     cdef public Py_ssize_t missing
     cdef public Py_ssize_t sent
     cdef public double born
+    cdef public Tally tally
 
-    cpdef fill(self, Py_ssize_t index, bytes frame)
+    @cython.locals(tally=Tally, seconds=double)
+    cpdef fill(self, Py_ssize_t index, bytes frame, int command_id)
     @cython.locals(client=Party)
     cpdef answered(self, Py_ssize_t count)
 
@@ -26,6 +29,7 @@ cdef class Sample:
     cdef public Py_ssize_t index
     cdef public Py_ssize_t place_index
     cdef public int shard
+    cdef public int command_id
     cdef public bint traced
     cdef public long long mark
     cdef public double born
@@ -55,6 +59,7 @@ cdef class Request:
     cdef public int slot
     cdef public int command_id
     cdef public int attempts
+    cdef public object mended
     cdef public int concern
     cdef public bint barrier
     cdef public bint write
@@ -89,7 +94,8 @@ cdef class Run:
     cdef public bint write
 
     @cython.locals(batch=Batch, replies=list, indexes=list, pos=Py_ssize_t, end=Py_ssize_t, taken=Py_ssize_t,
-                   index=Py_ssize_t, frame=bytes, hold=Hold)
+                   index=Py_ssize_t, frame=bytes, hold=Hold, tally=Tally, seconds=double, bucket=cython.int,
+                   commands=list, client=Party)
     cpdef Py_ssize_t deliver(self, list frames, Py_ssize_t at, object lane) except -1
 
 

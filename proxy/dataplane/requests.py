@@ -27,7 +27,7 @@ SENT = b""  # stands in a batch for a reply that was passed on, so that its byte
 class Batch:
     """The commands of one read of one client, and the replies they have so far."""
 
-    __slots__ = ("born", "client", "commands", "missing", "replies", "sent")
+    __slots__ = ("born", "client", "commands", "missing", "replies", "sent", "tally")
 
     def __init__(self, client: Client, commands: list[tuple[int, int, bytes]], born: float) -> None:
         self.client = client
@@ -36,12 +36,18 @@ class Batch:
         self.missing = len(commands)
         self.sent = 0
         self.born = born
+        self.tally = client.plane.tally
+        """Where its commands are counted; None: nowhere."""
 
-    def fill(self, index: int, frame: bytes) -> None:
-        """Put the reply of command ``index`` in its place."""
+    def fill(self, index: int, frame: bytes, command_id: int) -> None:
+        """Put the reply of command ``index`` in its place.  ``command_id``: what that turned out to be."""
         if self.replies[index] is not None:
             return  # answered before: the first answer stands
         self.replies[index] = frame
+        tally = self.tally
+        if tally is not None:
+            seconds = self.client.plane.now - self.born
+            tally.add(command_id, tally.bucket(seconds), seconds, frame)
         self.answered(1)
 
     def answered(self, count: int) -> None:
@@ -62,6 +68,7 @@ class Joined(Batch):
     def __init__(self, place: Place, taken: Taken) -> None:
         parts, self.join = taken
         super().__init__(place.batch.client, parts, place.born)
+        self.tally = None  # parts are no commands of a client: the whole is counted
         self.place = place
 
     def answered(self, count: int) -> None:
@@ -79,6 +86,7 @@ class Sample:
     __slots__ = (
         "batch",
         "born",
+        "command_id",
         "entry",
         "handed",
         "index",
@@ -97,6 +105,7 @@ class Sample:
         self.entry: Run | Place | None = entry
         self.batch = batch
         self.index = index
+        self.command_id = entry.command_id if isinstance(entry, Place) else batch.commands[index][1]
         self.place_batch = batch
         """Where the reply goes to the client: of a part of a split command, the place of the whole."""
         self.place_index = index
@@ -159,7 +168,7 @@ class Hold:
             if failure is not None and frame[0] != MINUS:
                 frame = failure
             if isinstance(place, Batch):
-                place.fill(index, frame)
+                place.fill(index, frame, place.commands[index][1])
             elif place.client is not None:
                 place.client.plane.tell(place.client, place.answer, frame)
 
@@ -167,7 +176,7 @@ class Hold:
 class Request:
     """One command as control knows it.  ``answer`` fulfils it; it may stand in a lane's queue."""
 
-    __slots__ = ("attempts", "barrier", "born", "client", "command_id", "concern", "raw", "slot", "write")
+    __slots__ = ("attempts", "barrier", "born", "client", "command_id", "concern", "mended", "raw", "slot", "write")
 
     @property
     def sticks(self) -> bool:
@@ -183,6 +192,8 @@ class Request:
         self.write = write
         self.attempts = 0
         """How often control sent it again.  Kept for control, which bounds it."""
+        self.mended = ""
+        """The life of the process on which something that it lacked was put right.  Kept for control, too."""
         self.concern = -1
         """Class of write concern; -1: that of the client, or of the keys."""
         self.barrier = False
@@ -230,7 +241,7 @@ class Place(Request):
         self.index = index
 
     def answer(self, frame: bytes) -> None:
-        self.batch.fill(self.index, frame)
+        self.batch.fill(self.index, frame, self.command_id)
 
 
 class Submitted(Request):
@@ -299,6 +310,13 @@ class Run:
         end = min(len(frames), at + len(indexes) - pos)
         taken = 0
         hold = lane.hold(self.concern) if self.concern else None
+        tally = batch.tally if hold is None else None  # what is kept back is counted when it is passed on
+        seconds = 0.0
+        bucket = 0
+        if tally is not None:
+            commands = batch.commands
+            seconds = lane.plane.now - batch.born
+            bucket = tally.bucket(seconds)
         for frame in frames[at:end]:
             index = indexes[pos]
             pos += 1
@@ -310,6 +328,8 @@ class Run:
                 continue
             if hold is None:
                 replies[index] = frame
+                if tally is not None:
+                    tally.add(commands[index][1], bucket, seconds, frame)
             else:
                 hold.add(batch, index, frame)
             taken += 1

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -53,9 +53,12 @@ def order_routes(server: Ordered) -> list[Route]:
             return refused
         try:
             order = msgspec.json.decode(await request.body(), type=Order)
-            report = server.switchover(order.shard, order.to, order.max_stall)
+        except ClientDisconnect:
+            return _error(400, "the order did not arrive whole")  # nobody hears it
         except msgspec.MsgspecError as error:
             return _error(400, f'{error}; send {{"shard": "...", "to": "..."}}')
+        try:
+            report = server.switchover(order.shard, order.to, order.max_stall)
         except Refused as error:
             return _error(error.status, str(error))
         return StreamingResponse(_lines(report.follow), media_type="application/x-ndjson")
@@ -68,7 +71,7 @@ def refusal(request: Request, token: str | None) -> Response | None:
     headers = request.headers
     if "origin" in headers:
         return _error(403, "orders are not taken from web pages")
-    if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return _error(415, "send the order as application/json")
     if not headers.get("content-length", "").isdigit() or int(headers["content-length"]) > LARGEST:
         return _error(413, f"an order says its content-length and has {LARGEST} bytes at most")
@@ -79,10 +82,18 @@ def refusal(request: Request, token: str | None) -> Response | None:
         return _error(401, "send what is in admin.token_file as Authorization: Bearer; the command has --token-file")
     if request.client is None or not is_loopback(request.client.host):
         return _error(403, "orders are taken from this machine alone; admin.token_file allows them from others")
-    host = urlsplit(f"//{headers.get('host', '')}").hostname
-    if host != "localhost" and not is_loopback(host or ""):
+    host = host_of(headers.get("host", ""))
+    if host != "localhost" and not is_loopback(host):
         return _error(403, f"{host!r} is not a name of this machine's loopback; use its address")
     return None
+
+
+def host_of(header: str) -> str:
+    """The name or address in a ``Host`` header; empty where it cannot be read."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

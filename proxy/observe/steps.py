@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from proxy.acks.steps import Step
-from proxy.dataplane import Sample
+from proxy.dataplane import Sample, Tally
 from proxy.observe.metrics import Metrics
 
 
@@ -39,6 +39,8 @@ class StepFigures:
     ) -> None:
         self.metrics = metrics
         self.believed = believed
+        self.at_shard = Tally()
+        """How long commands took at their shards."""
         self._name = name
         self._traced = traced
 
@@ -55,8 +57,10 @@ class StepFigures:
             name = self._name(sample.shard)
             if name is None:
                 continue
+            execute = sample.replied - sample.handed
             self.metrics.observe_step("dispatch", name, sample.handed - sample.born)
-            self.metrics.observe_step("execute", name, sample.replied - sample.handed)
+            self.metrics.observe_step("execute", name, execute)
+            self.at_shard.add(sample.command_id, self.at_shard.bucket(execute), execute, b"")
             self.metrics.observe_step("relay", name, sample.relayed - sample.replied)
 
     def of(self, shard: int) -> ShardRecorder:

@@ -124,14 +124,21 @@ class _Disk(Waiter):
 
 
 class Traces:
-    """``describe(shard)`` is a shard as in the topology; ``keeps_aof(shard)`` whether its primary keeps an AOF."""
+    """``describe(shard)`` is a shard as in the topology; ``keeps_aof(shard)`` whether its primary keeps an AOF;
+    ``named(ip, port)`` by which host and port the topology has a node."""
 
     def __init__(
-        self, acks: Acks, *, describe: Callable[[int], dict[str, Any] | None], keeps_aof: Callable[[int], bool]
+        self,
+        acks: Acks,
+        *,
+        describe: Callable[[int], dict[str, Any] | None],
+        keeps_aof: Callable[[int], bool],
+        named: Callable[[str, int], tuple[str, int] | None],
     ) -> None:
         self._acks = acks
         self._describe = describe
         self._keeps_aof = keeps_aof
+        self._named = named
         self._traces: OrderedDict[int, Trace] = OrderedDict()
         self._nursery: trio.Nursery | None = None
 
@@ -170,8 +177,7 @@ class Traces:
         await self._prove(trace, rounds, life)
         trace.complete = True
 
-    @staticmethod
-    async def _to_replicas(trace: Trace, rounds: ShardRounds) -> None:
+    async def _to_replicas(self, trace: Trace, rounds: ShardRounds) -> None:
         waiter = Waiter(Gate(1), ALL, 0, None)
         full = trio.Event()
 
@@ -181,7 +187,8 @@ class Traces:
             trace.offset = waiter.threshold
             trace.online = len(primary.replicas)
             for host, port, acknowledged in primary.replicas:
-                address = format_address(host.decode(), int(port))
+                place = host.decode(), int(port)
+                address = format_address(*(self._named(*place) or place))
                 if int(acknowledged) >= waiter.threshold and address not in trace.replicas:
                     trace.replicas[address] = trace.now(), int(acknowledged)
             if len(trace.replicas) >= trace.online:

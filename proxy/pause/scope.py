@@ -9,10 +9,10 @@ networking.c (clientCommand).
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from proxy.codec import split_inline
 from proxy.codec.reply import error
 from proxy.pause.board import Mode
 from proxy.routing import Command
@@ -22,9 +22,10 @@ MAY_REPLICATE = frozenset({b"publish", b"spublish", b"pfcount", b"eval", b"evals
 BY_BODY = frozenset({b"eval", b"eval_ro"})
 BY_NAME = frozenset({b"evalsha", b"fcall", b"fcall_ro"})
 """Which program it is, the engine knows.  (One that is not there at all is postponed, too.)"""
-SCRIPT_FLAGS = frozenset({"no-writes", "allow-oom", "allow-stale", "no-cluster", "allow-cross-slot-keys"})
-NO_WRITES = "no-writes"
+SCRIPT_FLAGS = frozenset({b"no-writes", b"allow-oom", b"allow-stale", b"no-cluster", b"allow-cross-slot-keys"})
+NO_WRITES = b"no-writes"
 SHEBANG = b"#!"
+FLAGS = b"flags="
 UNPAUSE = b"client|unpause"
 LONGEST = (1 << 63) - 1  # milliseconds
 
@@ -97,15 +98,15 @@ def no_writes(text: bytes) -> bool | None:
     line, newline, _ = text.partition(b"\n")
     if not text.startswith(SHEBANG) or not newline:
         return None
-    try:
-        words = shlex.split(line.decode("utf-8", "surrogateescape"))
-    except ValueError:
+    words = split_inline(line)
+    if words is None or len(words[0]) == len(SHEBANG):
         return None
-    flags: set[str] = set()
+    flags: set[bytes] = set()
     for word in words[1:]:
-        if not word.startswith("flags="):
+        if not word.startswith(FLAGS):
             return None
-        flags.update(word.removeprefix("flags=").split(","))
-    if not flags <= SCRIPT_FLAGS or len(words[0]) == len(SHEBANG):
+        given = word.removeprefix(FLAGS)
+        flags.update(given.split(b",") if given else ())
+    if not flags <= SCRIPT_FLAGS:
         return None
     return NO_WRITES in flags

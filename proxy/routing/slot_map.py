@@ -123,6 +123,11 @@ class SlotMap:
         address = host, port
         return next((shard for shard in self.shards if any(node.address == address for node in shard.nodes)), None)
 
+    def node_at(self, host: str, port: int) -> Node | None:
+        """The node that has that address."""
+        address = host, port
+        return next((node for shard in self.shards for node in shard.nodes if node.address == address), None)
+
     def covered(self) -> bool:
         """Whether every slot is served by some shard."""
         return NO_SHARD not in self.shard_of_slot
@@ -286,6 +291,8 @@ def _serving(nodes: Sequence[Node], owners: frozenset[bytes]) -> Node | None:
 
 def _node(fields: Mapping[bytes, Any], asked: Address) -> Node:
     endpoint = fields.get(b"endpoint") or fields.get(b"ip")
+    if endpoint == b"?":  # it is to have a name, which has not come to the node we asked
+        endpoint = fields.get(b"ip") or endpoint
     port = fields.get(b"port") or fields.get(b"tls-port") or asked[1]
     return Node(
         host=_host(endpoint, asked),

@@ -126,7 +126,7 @@ def describe(session: Session) -> bytes:
     now = time.monotonic()
     client, transaction, subscriptions = session.client, session.transaction, session.subscriptions
     address, local_address = client.addresses()
-    queued = transaction.queued_bytes if transaction is not None else 0
+    queued = transaction.queued.size if transaction is not None else 0
     kept = client.buffered + client.out_bytes + client.kept_bytes
     fields: list[tuple[str, object]] = [
         ("id", client.id),

@@ -6,9 +6,9 @@ import enum
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.acks.wait import Memory
+from proxy.acks.question import Memory
 from proxy.dataplane import Client, Mode, Request
-from proxy.topology.lanes import Identity, LaneSet
+from proxy.topology.owners import Identity, LaneSet
 
 if TYPE_CHECKING:
     from proxy.sessions.subscriptions import Subscriptions

@@ -8,17 +8,19 @@ without breaking the watch, and the transaction is aborted in the engine's words
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Protocol
 
 import trio
 
-from proxy.codec import decode_request, encode_request
-from proxy.codec.reply import OK, QUEUED, array, elements, error, is_error, is_null
+from proxy.codec import encode_request
+from proxy.codec.reply import OK, QUEUED, error, is_error
 from proxy.dataplane import DataPlane, Lane, Request
 from proxy.routing import Command
+from proxy.sessions.queued import Extra, Queued
 from proxy.sessions.session import Session
-from proxy.topology.lanes import Busy, Identity, Lanes
+from proxy.topology.lanes import Lanes
+from proxy.topology.owners import Busy, Identity
 from proxy.topology.redirects import NOT_SENT_AGAIN, UNKNOWN
 
 MULTI = encode_request([b"MULTI"])
@@ -33,8 +35,6 @@ LOST = b"-EXECABORT Transaction discarded because of: the connection to the shar
 MOVED_WATCH = b"-EXECABORT Transaction discarded because of: the slot of the watched keys moved\r\n"
 CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
 RETRY = 0.02  # seconds before a transaction that met "not now" is played again
-HEARD = frozenset({b"publish", b"spublish"})
-"""No writes, and yet not to be done twice."""
 
 
 class Places(Protocol):
@@ -51,13 +51,6 @@ class Places(Protocol):
 
     def answer(self, request: Request, frame: bytes) -> None:
         """Answer, and let the client go on if it stood behind this command."""
-
-
-class Extra(NamedTuple):
-    """A command whose reply is not, or not only, that of the transaction's shard."""
-
-    command: Command
-    args: Sequence[bytes]
 
 
 Fill = Callable[[Session, int, Mapping[int, Extra], bytes], Awaitable[bytes]]
@@ -92,19 +85,7 @@ class Transaction:
         self.crossed = False
         self.displaced = False
         """The slot is not served where the lane goes: EXEC plays everything again."""
-        self.write = False
-        self.heard = False
-        """Something is queued that others hear of each time it is done."""
-        self.concern = 0
-        """The class of write concern of what it writes: the first of those that ask for anything."""
-        self.queued: list[bytes] = []
-        self.queued_bytes = 0
-        self.put_in: dict[int, bytes | None] = {}
-        """Places in EXEC's reply that one shard cannot fill, and what the proxy puts there; None until EXEC."""
-        self.extras: dict[int, Extra] = {}
-        """Places in EXEC's reply that are filled when it has run."""
-        self.soils = False
-        """What is queued leaves the lane's connection another than it was (SELECT, HELLO)."""
+        self.queued = Queued()
         self.soiled = False
         """The lane's connection is another than its identity says."""
 
@@ -178,20 +159,14 @@ class Transaction:
         ``put_in``: its reply will be put in by the proxy before EXEC; ``extra``: when EXEC has run. It is queued all
         the same, which keeps its place; ``raw`` in its stead where it must not run on the lane.
         """
-        if put_in:
-            self.put_in[len(self.queued)] = None
-        if extra is not None:
-            self.extras[len(self.queued)] = extra
+        queued = self.queued
+        queued.reserve(put_in, extra)
         raw = raw or request.raw
-        self.queued_bytes += len(request.raw)
-        if self.queued_bytes > self.plane.limits.query:  # the engine counts it to the query, too (networking.c)
+        queued.size += len(request.raw)
+        if queued.size > self.plane.limits.query:  # the engine counts it to the query, too (networking.c)
             self.plane.refuse(self.session.client, "closing a client whose transaction exceeds the query limit")
             return
-        self.heard = self.heard or command.name in HEARD
-        if command.counts_as_write:
-            self.write = True
-            concerns = (self.concern, self.session.client.concern_of(request.raw))
-            self.concern = min((concern for concern in concerns if concern), default=0)
+        queued.note(command, self.session.client.concern_of(request.raw) if command.counts_as_write else 0)
         if slot is not None:
             self._cross(slot)
         if self.lane is not None and self.lane.closed:
@@ -199,14 +174,14 @@ class Transaction:
         elif slot is not None and self.lane is None and self.places.shard_of(slot) < 0:
             self.displaced = True  # EXEC waits for somebody to serve the slot
         if self.crossed or self.displaced or (slot is None and self.lane is None):
-            self.queued.append(raw)
+            queued.raws.append(raw)
             self._answer(request, QUEUED)
             return
         if slot is not None and not self._lease(slot, request):
             self.dirty = True
             return
         self._begin_on_lane()
-        self.queued.append(raw)
+        queued.raws.append(raw)
         lane = self.lane
         assert lane is not None
 
@@ -239,7 +214,7 @@ class Transaction:
             return
         assert self.lane is not None
         self.begun = True
-        for raw in (MULTI, *self.queued):
+        for raw in (MULTI, *self.queued.raws):
             self._send(self.lane, raw, self._queued_early)
 
     def _queued_early(self, frame: bytes) -> None:
@@ -277,10 +252,6 @@ class Transaction:
         """EXEC will run nothing."""
         return self.dirty or self.crossed
 
-    def to_put_in(self) -> list[list[bytes]]:
-        """The commands whose replies the proxy puts in, in order."""
-        return [decode_request(self.queued[at]) for at in self.put_in]
-
     def execute(self, request: Request) -> Coroutine[Any, Any, None] | None:
         """EXEC at its turn.  What has to be awaited is returned."""
         if self.doomed:
@@ -313,15 +284,15 @@ class Transaction:
             elif frame == NOT_SENT_AGAIN:
                 replay.append(True)  # it did not run, or changes nothing
             else:
-                self.end(clean=not self.soils)
-                if self._is_to_fill(frame):
+                self.end(clean=not self.queued.soils)
+                if self.queued.is_to_fill(frame):
                     filling.append(frame)
                 else:
-                    self._answer(request, self._filled(frame))
+                    self._answer(request, self.queued.filled(frame))
             done.set()
 
         done = trio.Event()
-        self._send_exec(lane, replied, lambda: self._give_back(clean=not self.soils))
+        self._send_exec(lane, replied, lambda: self._give_back(clean=not self.queued.soils))
 
         async def follow() -> None:
             await done.wait()
@@ -334,12 +305,8 @@ class Transaction:
 
         return follow()
 
-    def _is_to_fill(self, frame: bytes) -> bool:
-        """EXEC has run, and some of its places are not filled yet."""
-        return bool(self.extras) and not is_error(frame) and not is_null(frame)
-
     async def _fill_and_answer(self, request: Request, frame: bytes, shard: int) -> None:
-        self._answer(request, await self._fill(self.session, shard, self.extras, self._filled(frame)))
+        self._answer(request, await self._fill(self.session, shard, self.queued.extras, self.queued.filled(frame)))
 
     def abort(self, request: Request, frame: bytes) -> None:
         """End the transaction with this error."""
@@ -360,19 +327,10 @@ class Transaction:
             asked = self.places.redirected(lane, frame) if lane is not None and frame != NOT_SENT_AGAIN else None
             await trio.sleep(RETRY)
         self.end(clean=True)
-        if self._is_to_fill(frame):
+        if self.queued.is_to_fill(frame):
             await self._fill_and_answer(request, frame, lane.shard if lane is not None else -1)
         else:
-            self._answer(request, self._filled(frame))
-
-    def _filled(self, frame: bytes) -> bytes:
-        """EXEC's reply with what the proxy puts in."""
-        if not self.put_in or is_error(frame) or is_null(frame):
-            return frame
-        replies = elements(frame)
-        for at, own in self.put_in.items():
-            replies[at] = own or replies[at]
-        return array(replies)
+            self._answer(request, self.queued.filled(frame))
 
     def _shard(self) -> int:
         return self.places.any_shard() if self.slot is None else self.places.shard_of(self.slot)
@@ -399,9 +357,9 @@ class Transaction:
             nonlocal given_back
             if not given_back:
                 given_back = True
-                self.lanes.release(lane, clean=not lane.fifo and not self.soils)
+                self.lanes.release(lane, clean=not lane.fifo and not self.queued.soils)
 
-        requests = [*([ASKING] if asking else []), MULTI, *self.queued]
+        requests = [*([ASKING] if asking else []), MULTI, *self.queued.raws]
         count = len(requests) + 1
         was_up = lane.attached
         try:
@@ -420,7 +378,7 @@ class Transaction:
 
     def _outcome(self, frame: bytes) -> bytes:
         """EXEC's reply: of a lost lane, only what nobody hears of may be done again."""
-        return UNKNOWN if frame == NOT_SENT_AGAIN and self.heard else frame
+        return UNKNOWN if frame == NOT_SENT_AGAIN and self.queued.heard else frame
 
     # -- the lane ---------------------------------------------------------------------------------------------
     def _lease(self, slot: int, request: Request) -> bool:
@@ -457,9 +415,9 @@ class Transaction:
             EXEC,
             on_reply,
             client=self.session.client,
-            write=self.write,
+            write=self.queued.write,
             pinned=True,
-            concern=self.concern,
+            concern=self.queued.concern,
             on_kept=on_kept,
         )
 
@@ -470,7 +428,7 @@ class Transaction:
         soiled, self.soiled = self.soiled, False
         if lane is None:
             return
-        if clean or self.soils or soiled:
+        if clean or self.queued.soils or soiled:
             self.lanes.release(lane, clean and not soiled)
         else:
             self.lanes.wash(lane, begun)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import trio
 
+from proxy.routing.slot_map import Node
 from proxy.switchover.choice import Choice, name_of, text_of
 from proxy.topology.cluster import Cluster
 from shard import handover
@@ -83,6 +84,7 @@ class Procedure:
         self._deadline = 0.0
         self._promoted = False
         self._pausing = False
+        self._timeouts: list[bytes | None] = []
 
     async def run(self) -> None:
         """Raises ``RolledBack``, ``Incomplete``."""
@@ -109,8 +111,10 @@ class Procedure:
     # -- while nobody waits ----------------------------------------------------------------------------
     async def _approach(self, primary: ControlConnection, replica: ControlConnection) -> None:
         self._tell("approach", {"primary": text_of(self.choice.primary), "replica": text_of(self.choice.replica)})
+        # Looked at before that: another switchover changes them only while it pauses.
+        self._timeouts = [await handover.failover_timeout(node) for node in (primary, replica)]
         if await handover.is_paused(primary):
-            raise self._failure("clients are paused there (CLIENT PAUSE, or another switchover)")
+            raise RolledBack("clients are paused there (CLIENT PAUSE, or another switchover); try again when that is over")
         deadline = trio.current_time() + APPROACH
         while True:
             ahead, behind = await handover.standing(primary), await handover.standing(replica)
@@ -173,10 +177,11 @@ class Procedure:
         left = max(LEEWAY, self._deadline - trio.current_time())
         self._deadline = trio.current_time() + left
         # The engine gives up first: elected behind our back, the replica would lack what was let through by then.
-        async with handover.giving_up_after(left - SOONER, self.cluster.connect, primary, replica):
+        nodes = list(zip((primary, replica), self._timeouts, strict=True))
+        async with handover.giving_up_after(left - SOONER, self.cluster.connect, nodes):
             await self._promote(replica, left)
-            await self._unpause(primary)  # it pauses by itself, until it knows that it leads no more
-            await self._route()
+        await self._unpause(primary)  # it pauses by itself, until it knows that it leads no more
+        await self._route()
 
     async def _promote(self, replica: ControlConnection, left: float) -> None:
         who = f"replica {text_of(self.choice.replica)}"
@@ -184,6 +189,10 @@ class Procedure:
             self._promoted = await handover.promote(replica, self._deadline)
         except ConnectionLost:
             raise self._failure(f"{who} stopped answering when told to take over, and may do so yet") from None
+        except ReplyError:
+            if not (await handover.standing(replica)).leads:
+                raise
+            raise RolledBack(f"{who} leads already: somebody else had it take over meanwhile") from None
         if not self._promoted:
             raise self._failure(f"{who} was not elected within {left:.1f} s: too few primaries voted for it")
 
@@ -213,10 +222,13 @@ class Procedure:
         former = self.choice.primary
         self._tell("replica", {"replica": text_of(former), "held_ms": round(self.stall * 1000)})
         deadline = trio.current_time() + BACK
-        while former.port not in (await handover.standing(replica)).online:
+        while not any(self._is(former, *place) for place in (await handover.standing(replica)).online):
             if trio.current_time() > deadline:
                 raise self._failure(f"{text_of(former)} is not back as its replica after {BACK:g} s")
             await trio.sleep(LOOK if self.stall < 1 else SOON)
         self.silence = time.monotonic() - self._held_at
 
-
+    def _is(self, node: Node, ip: str, port: int) -> bool:
+        """Whether nodes call it so; where the proxy reaches it at another address, its port has to do."""
+        found = self.cluster.named(ip, port)
+        return found == node.address if found is not None else port == node.port

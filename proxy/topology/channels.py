@@ -24,7 +24,7 @@ from proxy.codec import key_slot
 from proxy.dataplane import Client, DataPlane
 from proxy.routing.slot_map import Node
 from proxy.settings import TimeoutSettings
-from proxy.topology.cluster import Cluster
+from proxy.topology.cluster import Cluster, expect
 from proxy.topology.feeds import CHANNEL, KINDS, PATTERN, SHARD, Feed, Kind, Waiter
 from proxy.topology.links import CROWD, Link
 from shard.client import ControlConnection, Credentials
@@ -77,7 +77,7 @@ class Hub:
 
     async def connect(self, node: Node) -> ControlConnection:
         """A RESP3 connection to a node.  Raises ``ConnectionLost``, ``ReplyError``."""
-        return await ControlConnection.open(
+        connection = await ControlConnection.open(
             node.host,
             node.port,
             username=self._credentials.username,
@@ -86,6 +86,9 @@ class Hub:
             protocol=3,
             client_name="ackgate-pubsub",
         )
+        if node.node_id:
+            await expect(connection, node.node_id)
+        return connection
 
     # -- what control asks --------------------------------------------------------------------------------
     def is_live(self, kind: Kind, name: bytes) -> bool:

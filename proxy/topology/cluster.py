@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,18 @@ BUSY_NODES = 30  # ... of a cluster of so many nodes at most; those of a larger 
 FORGET_AFTER = 60.0  # seconds for which a node that no view names any more is still watched
 
 Address = tuple[str, int]
+
+
+async def expect(connection: ControlConnection, node_id: bytes) -> None:
+    """Come back if it leads to the node of this id; else it is closed, and ``ConnectionLost`` raised."""
+    try:
+        found = await connection.call("CLUSTER", "MYID")
+    except ReplyError as refused:
+        connection.abort()
+        raise ConnectionLost(f"{connection.address}: {refused}") from None
+    if found != node_id:
+        connection.abort()
+        raise ConnectionLost(f"another node answers at {connection.address}")
 
 
 class Cluster:
@@ -62,8 +75,11 @@ class Cluster:
         self._moving = moving
         self._interval = Interval(timeouts.probe_interval, self._busy_interval, lambda: amiss() or self._ails())
         self._applied_at = -1.0
+        self._confirmed_at = -1.0
+        self.changed_at = 0.0
+        """When the map last changed, in Unix time; 0.0: there is none yet."""
         self._epoch = 0
-        """The current epoch of the view that the map came from."""
+        """The current epoch of the views that the map came from."""
         self._named_at: dict[Address, float] = {}
         self._nursery: trio.Nursery | None = None
         self.updated = trio.Event()
@@ -103,7 +119,8 @@ class Cluster:
                 failed = watch.tried and not watch.alive
                 try:
                     if connection is None or connection.closed:
-                        connection = await self.connect(watch.host, watch.port)
+                        connection = await self._open(watch.host, watch.port)
+                        watch.ip = connection.peer
                     with trio.fail_after(self.timeouts.probe):
                         await watch.probe(connection, self.map)
                 except (ConnectionLost, ReplyError, trio.TooSlowError) as error:
@@ -113,7 +130,7 @@ class Cluster:
                         connection = None
                 else:
                     self._probe_answered(watch)
-                    if failed:
+                    if failed and watch.alive:
                         self._recovered(watch.address)
                 self._consider()
                 await self._interval.pause()
@@ -123,10 +140,19 @@ class Cluster:
                 connection.abort()
 
     async def connect(self, host: str, port: int, name: str | None = "ackgate-control") -> ControlConnection:
-        """A control connection to a node.  Raises ``ConnectionLost``, ``ReplyError``.
+        """A control connection to a node; to the one that the map has at this address, if it has.
 
-        ``name`` None: the connection stays without one; a node that runs a script takes no CLIENT SETNAME.
+        Who else answers there must not be shown passwords, nor be believed.  Raises ``ConnectionLost``, ``ReplyError``.
+        ``name`` None: the connection stays without one, and nothing is asked; a node that runs a script takes neither
+        CLIENT SETNAME nor CLUSTER MYID.
         """
+        connection = await self._open(host, port, name)
+        expected = self.map.node_at(host, port)
+        if expected is not None and expected.node_id and name is not None:
+            await expect(connection, expected.node_id)
+        return connection
+
+    async def _open(self, host: str, port: int, name: str | None = "ackgate-control") -> ControlConnection:
         return await ControlConnection.open(
             host,
             port,
@@ -152,6 +178,11 @@ class Cluster:
         if watch.moving:
             self._moving()
         self._hear_of(watch)
+        foreign = watch.view is not None and self._is_foreign(watch.view)
+        if foreign and not watch.foreign:
+            self.log.warning("a node of another cluster answers", node=format_address(*watch.address))
+        watch.foreign = foreign
+        watch.alive = not foreign  # what it says is kept: the cluster may have been made anew
 
     def _hear_of(self, watch: NodeWatch) -> None:
         """Watch the nodes this one knows of; stop watching those nobody has named for long."""
@@ -163,8 +194,9 @@ class Cluster:
                         self._named_at[node.address] = now
         for address in self._named_at.keys() - self.nodes.keys():
             self._watch(*address)
+        kept = self.seeds | {node.address for shard in self.map.shards for node in shard.nodes}
         for address in list(self.nodes):
-            if address not in self.seeds and now - self._named_at.get(address, now) > FORGET_AFTER:
+            if address not in kept and now - self._named_at.get(address, now) > FORGET_AFTER:
                 del self.nodes[address]
                 self._named_at.pop(address, None)
 
@@ -201,7 +233,10 @@ class Cluster:
             self.failures += 1
             return
         self.discoveries += 1
-        self._epoch = max(view.current_epoch for view in views if view.map is chosen)
+        self._confirmed_at = trio.current_time()
+        # Most of those who say so have reached it: one that is cut off may have raised its own by any number.
+        epochs = sorted(view.current_epoch for view in views if view.map.same_routes(chosen))
+        self._epoch = epochs[(len(epochs) - 1) // 2]
         if not self.map.version or not chosen.same_routes(self.map) or self._members(chosen) != self._members(self.map):
             self._apply(SlotMap(chosen.shards, self.map.version + 1, max(chosen.next_index, self.map.next_index)))
 
@@ -240,12 +275,18 @@ class Cluster:
     def _apply(self, map_: SlotMap) -> None:
         old, self.map = self.map, map_
         self._applied_at = trio.current_time()
+        self.changed_at = time.time()
         self.log.info("slot map", version=map_.version, shards=len(map_.shards), covered=map_.covered())
         self._changed(old, map_)
         self.updated.set()
         self.updated = trio.Event()
 
     # -- what others ask -----------------------------------------------------------------------------------
+    @property
+    def map_age(self) -> float:
+        """Seconds since nodes last said that the map is right; 0.0 while there is none."""
+        return max(0.0, trio.current_time() - self._confirmed_at) if self.map.version else 0.0
+
     def shard(self, index: int) -> Shard | None:
         return self.map.shard(index)
 
@@ -276,6 +317,12 @@ class Cluster:
 
     def watch_of(self, node: Node) -> NodeWatch | None:
         return self.nodes.get(node.address)
+
+    def named(self, ip: str, port: int) -> Address | None:
+        """The address by which the map has the node that other nodes call so, which go by IP addresses alone."""
+        nodes = (node for shard in self.map.shards for node in shard.nodes)
+        found = ((node, self.watch_of(node)) for node in nodes if node.port == port)
+        return next((node.address for node, watch in found if watch is not None and watch.ip == ip), None)
 
     def describe_shard(self, index: int) -> dict[str, Any] | None:
         """One shard as in ``describe``."""

@@ -2,146 +2,40 @@
 
 from __future__ import annotations
 
-import enum
 import random
-import socket
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import trio
 
-from proxy.acks.incarnation import Incarnation, Life, Stamp, parse_info
+from proxy.acks.incarnation import Incarnation, Life, Stamp
 from proxy.codec import encode_request
 from proxy.codec.reply import error, is_error
 from proxy.dataplane import DataPlane, Lane, Lost
 from proxy.routing.slot_map import Node
 from proxy.settings import LaneSettings
+from proxy.topology.connecting import Connected, Connector, keep_alive
 from proxy.topology.logins import Denied, Logins
-from shard.client import Arg, ConnectionLost, ControlConnection, Credentials, ReplyError
+from proxy.topology.owners import BASE, Busy, Identity, LaneSet, Owner, Use
+from proxy.topology.pool import Pool
+from shard.client import ConnectionLost, Credentials, ReplyError
 
-
-class Identity(NamedTuple):
-    """What a lane's connection is: sessions that agree in it may share one."""
-
-    user: str
-    database: int
-    protocol: int
-    modes: tuple[str, ...] = ()
-    """Subcommands of CLIENT said ON on it, in order: what they change is the connection's (NO-TOUCH ...)."""
-    own: int = 0
-    """Of lanes that one session has to itself, because the shard sends it what it reads of others' writes: its
-    client's id (see ``Lanes.greetings``).  0: they are shared."""
-
-
-BASE = Identity("default", 0, 2)
 DISCARD, UNWATCH = encode_request([b"DISCARD"]), encode_request([b"UNWATCH"])
 
-KEEPALIVE = 30  # seconds of silence on a lane before the kernel probes its peer
 CONNECTING = 32  # leased lanes of one shard that shake hands at a time: more would only make each other late
 LOCKED_OUT_LOOK = 0.05  # seconds between two looks whether somebody needs a lane whose user is not let in
-SETTLE = 5.0  # seconds at most for which a node that says it does not serve yet is waited for before its lane is used;
-# a primary that was started anew takes 2 s and more (cluster_legacy.c: CLUSTER_WRITABLE_DELAY)
-SETTLE_LOOK = 0.01  # seconds between two looks whether it does
 HERD = 0.001  # seconds per identity over which those that wait for the same node spread when it is back
 PRUNE = 0.5  # how often, in terms of ``lanes.leased_idle``, it is looked for lanes that nobody uses
 
 
-class Use(enum.Enum):
-    """What a leased lane is wanted for, by the name of the setting that bounds it."""
+class Attempt(NamedTuple):
+    """A lane is being connected."""
 
-    TURN = "leased_per_shard"
-    """A transaction, a large request: for as long as the shard takes."""
-    BLOCK = "blocked_per_shard"
-    """A blocking command: for as long as its client likes."""
-
-
-class Owner:
-    """What topology keeps on a lane."""
-
-    __slots__ = (
-        "client_id",
-        "doubted",
-        "identity",
-        "idle_since",
-        "incarnation",
-        "leased",
-        "node_id",
-        "patience",
-        "retiring_since",
-        "run_id",
-        "shard",
-        "use",
-    )
-
-    def __init__(self, identity: Identity, shard: int, leased: bool) -> None:
-        self.identity = identity
-        self.shard = shard
-        self.leased = leased
-        self.node_id = ""
-        self.run_id = ""
-        self.client_id = 0
-        """The connection's CLIENT ID at the node."""
-        self.incarnation: Incarnation | None = None
-        self.retiring_since: float | None = None
-        self.doubted: Doubt | None = None
-        self.use: Use | None = None
-        """Of a leased lane; None: it is idle."""
-        self.idle_since = 0.0
-        self.patience = 0.0
-        """Seconds that its command may take on purpose, beyond what any may: it blocks."""
-
-
-class Doubt(NamedTuple):
-    """The node did not answer for a while, and the lane may not have survived what it was."""
-
-    since: float
-    """On trio's clock."""
-    seen: tuple[int, int, int]
-    """What would change if the lane did anything."""
-
-
-class Busy(Exception):
-    """No leased lane is to be had: the message is the error's text."""
-
-
-class Connected(NamedTuple):
-    """A connection with its handshake done."""
-
-    connection: ControlConnection
-    life: Life
-    client_id: int
-
-
-class Graves(NamedTuple):
-    """Our connections to one process that ended here, and may not have there."""
-
-    run_id: str
-    client_ids: set[int]
-
-
-class LaneSet(list[Lane]):
-    """The lanes of one identity: by shard index; the last one parks what no shard serves."""
-
-    def __init__(self, identity: Identity) -> None:
-        super().__init__()
-        self.identity = identity
-        self.wake: dict[int, trio.Event] = {}
-        self.dropped = False
-        """Nobody uses them any more."""
-        self.sessions = 0
-        """How many travel on them."""
-        self.unused_since = time.monotonic()
-        self.lost: dict[int, str] = {}
-        """Of the shards whose lanes were lost: the life of the process they were lost to."""
-        self.denied: set[int] = set()
-        """The shards whose primaries do not let the user in."""
-
-    @property
-    def unused(self) -> bool:
-        """Nobody travels on them, and nothing is under way."""
-        return not self.sessions and not any(lane.fifo for lane in self)
+    target: Node
+    scope: trio.CancelScope
 
 
 class Lanes:
@@ -174,9 +68,7 @@ class Lanes:
     ) -> None:
         self.plane = plane
         self.settings = settings
-        self.credentials = credentials
-        self.connect_timeout = connect_timeout
-        self.connects = 0
+        self.connector = Connector(credentials, connect_timeout, logins, self._leads)
         self.sets: dict[Identity, LaneSet] = {}
         self.retiring: list[Lane] = []
         self.greetings: dict[int, list[bytes]] = {}
@@ -195,11 +87,8 @@ class Lanes:
         self._shards = 0
         self._nursery: trio.Nursery | None = None
         self._connected: defaultdict[int, set[Lane]] = defaultdict(set)
-        self._graves: dict[str, Graves] = {}
-        self._idle: defaultdict[tuple[Identity, int], list[Lane]] = defaultdict(list)
-        self._leased: defaultdict[int, int] = defaultdict(int)
-        """Open ones by shard, idle ones included."""
-        self._in_use: Counter[tuple[int, Use]] = Counter()
+        self._attempts: defaultdict[int, set[Attempt]] = defaultdict(set)
+        self._pool = Pool(settings)
         self._on_hold: dict[int, trio.Event] = {}
         """Shards that are sent nothing for the moment; the event is set when they are again."""
         self._connecting: defaultdict[int, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(CONNECTING))
@@ -302,14 +191,7 @@ class Lanes:
                 await wake.wait()
                 continue
             try:
-                made = await self._connect(target, lanes.identity, shard)
-                await self._part_from_outdated(lanes, shard, made)
-                self._still(target, shard, made)
-                if lanes.dropped:
-                    made.connection.abort()
-                    return
-                lanes.denied.discard(shard)
-                self._attach(lanes[shard], shard, made)
+                await self._reach(lanes, shard, target)
             except Denied as denied:
                 await self._locked_out(lanes, shard, error(str(denied)))
             except (ConnectionLost, ReplyError, OSError):
@@ -321,6 +203,29 @@ class Lanes:
                 pause = min(pause * 2, self.settings.reconnect_max)
             else:
                 pause = self.settings.reconnect_min
+
+    async def _reach(self, lanes: LaneSet, shard: int, target: Node) -> None:
+        """Connect the lane; or not, if there is a reason to look again at once."""
+        with self._attempt(shard, target):
+            made = await self.connector.connect(target, lanes.identity, shard)
+            await self._part_from_outdated(lanes, shard, made)
+            self._still(target, shard, made)
+            if lanes.dropped or self.connector.is_outdated(made):
+                made.connection.abort()
+                return
+            lanes.denied.discard(shard)
+            self._attach(lanes[shard], shard, made)
+
+    @contextmanager
+    def _attempt(self, shard: int, target: Node) -> Iterator[None]:
+        """Give up what is done to connect to a node as soon as it is in vain (``wake``), without an error."""
+        with trio.CancelScope() as scope:
+            attempt = Attempt(target, scope)
+            self._attempts[shard].add(attempt)
+            try:
+                yield
+            finally:
+                self._attempts[shard].discard(attempt)
 
     async def _part_from_outdated(self, lanes: LaneSet, shard: int, made: Connected) -> None:
         """A node that closed a lane and lives on may have deleted the user, and have another of this name by now.
@@ -347,76 +252,9 @@ class Lanes:
                 await wake.wait()
                 return
 
-    async def _connect(self, target: Node, identity: Identity, settles: int | None = None) -> Connected:
-        """Connect and shake hands.  Old connections of ours at that node are killed first, so that
-        nothing that was sent on them long ago can run behind what this one will carry.
-
-        ``settles``: the shard whose primary it is and that is to be served by it before this returns, if that is soon.
-        """
-        connection = await ControlConnection.open(
-            target.host,
-            target.port,
-            username=self.credentials.username,
-            password=self.credentials.password,
-            timeout=self.connect_timeout,
-            protocol=identity.protocol,
-            client_name="ackgate",
-        )
-        try:
-            select: list[Sequence[Arg]] = [["SELECT", identity.database]] if identity.database else []
-            replies = await connection.pipeline(
-                *select, ["CLUSTER", "MYID"], ["INFO", "server"], ["INFO", "replication"], ["CLIENT", "ID"]
-            )
-            for reply in replies:
-                if isinstance(reply, ReplyError):
-                    raise reply
-            node_id, server, replication, client_id = replies[-4:]
-            life = Life.read(node_id.decode(), parse_info(server) | parse_info(replication))
-            if target.node_id and node_id != target.node_id:
-                raise ConnectionLost("another node answers at that address")
-            await self._bury(connection, life)
-            if settles is not None:
-                await self._settled(target, settles, connection)
-            # All of the above is ours to ask and may be denied to the user: it logs in last.
-            await self._logins.log_in(connection, identity.user, life.run_id)
-        except BaseException:
-            connection.abort()
-            raise
-        self.connects += 1
-        return Connected(connection, life, int(client_id))
-
-    async def _settled(self, target: Node, shard: int, connection: ControlConnection) -> None:
-        """Come back when the node serves what it has.
-
-        Until then it refuses one command of a packet and may carry out the next, which must not overtake it.  One that
-        can be read all the same (cluster-allow-reads-when-down) is not waited for without end.
-        """
-        deadline = trio.current_time() + SETTLE
-        while self._leads(target, shard) and trio.current_time() < deadline:
-            try:
-                if b"cluster_state:ok" in await connection.call("CLUSTER", "INFO"):
-                    return
-            except ReplyError:
-                pass  # LOADING
-            await trio.sleep(SETTLE_LOOK)
-
     def _leads(self, node: Node, shard: int) -> bool:
         present = self._primary(shard)
         return present is not None and present.address == node.address
-
-    async def _bury(self, connection: ControlConnection, life: Life) -> None:
-        """Kill our lost connections at a node.  A process started anew has none, and gives their numbers to others."""
-        graves = self._graves.get(life.node_id)
-        if graves is None:
-            return
-        if graves.run_id != life.run_id:
-            del self._graves[life.node_id]
-            return
-        dead = list(graves.client_ids)
-        kills: list[Sequence[Arg]] = [["CLIENT", "KILL", "ID", client_id] for client_id in dead]
-        if kills:
-            await connection.pipeline(*kills)
-            graves.client_ids.difference_update(dead)
 
     def _still(self, target: Node, shard: int, made: Connected) -> None:
         """The shard may have got another primary while we connected to this one."""
@@ -437,7 +275,7 @@ class Lanes:
         self._connected[shard].add(lane)
         pushes = owner.identity.protocol == 3
         sock = made.connection.detach()
-        _keep_alive(sock)
+        keep_alive(sock)
         greeting = self._greeting(owner.identity)
         self.plane.attach(lane, sock, self._stamp(shard, incarnation), pushes, greeting)
         if owner.identity.own and not owner.leased:
@@ -448,8 +286,14 @@ class Lanes:
         modes = [encode_request([b"CLIENT", mode.encode(), b"ON"]) for mode in identity.modes]
         return modes + self.greetings.get(identity.own, [])
 
-    def wake(self, shard: int) -> None:
-        """Something changed for a shard: its keepers look again."""
+    def wake(self, shard: int, anew: bool = False) -> None:
+        """Something changed for a shard: its keepers look again.
+
+        ``anew``: its primary answers again, and connecting to it may have begun when it did not.
+        """
+        for attempt in list(self._attempts[shard]):
+            if anew or not self._leads(attempt.target, shard):
+                attempt.scope.cancel()
         for lanes in self.sets.values():
             if shard in lanes.wake:
                 self._wake(lanes, shard)
@@ -485,7 +329,7 @@ class Lanes:
         lanes.dropped = True
         for shard in lanes.wake:
             self._wake(lanes, shard)
-        idle = [lane for shard in lanes.wake for lane in self._idle.pop((identity, shard), ())]
+        idle = [lane for shard in lanes.wake for lane in self._pool.idle(shard, identity)]
         for lane in (*lanes, *idle):
             for lost in self.close(lane):
                 lost.request.answer(b"-ERR the connection to the shard was closed\r\n")
@@ -496,21 +340,11 @@ class Lanes:
         if lane in self.retiring:
             self.retiring.remove(lane)
         if owner.node_id and not clean:
-            self._remember_grave(owner)
+            self.connector.lost(owner)
         if owner.leased:
-            self._leased[owner.shard] -= 1
-            self._not_in_use(owner)
-            idle = self._idle[owner.identity, owner.shard]
-            if lane in idle:
-                idle.remove(lane)
+            self._pool.forget(lane)
         if owner.identity.own and owner.retiring_since is None and owner.identity in self.sets:
             self.disturbed(owner.identity.own)
-
-    def _remember_grave(self, owner: Owner) -> None:
-        graves = self._graves.get(owner.node_id)
-        if graves is None or graves.run_id != owner.run_id:
-            graves = self._graves[owner.node_id] = Graves(owner.run_id, set())
-        graves.client_ids.add(owner.client_id)
 
     def retire(self, shard: int, keep: Incarnation | None = None) -> None:
         """The shard has another primary: lanes to the former one take nothing new and end when they are empty."""
@@ -518,15 +352,37 @@ class Lanes:
             owner: Owner = lane.owner
             if owner.retiring_since is not None or owner.incarnation is keep is not None:
                 continue
-            if owner.leased and lane in self._idle[owner.identity, shard]:
+            if owner.leased and self._pool.is_idle(lane):
                 self.close(lane)
                 continue
-            owner.retiring_since = trio.current_time()
-            self.retiring.append(lane)
-            self._replace(lane)
+            self._retire(lane)
             if owner.identity.own:
                 self.disturbed(owner.identity.own)
         self.wake(shard)
+
+    def beware(self, lane: Lane) -> bool:
+        """A lane was lost, and something sent on it may still run: nothing of its session's may run before that.
+
+        So whatever lane that session takes next to the shard has to be one that was connected behind the end of the
+        lost one at the node.  Whether any lane was replaced: then every client is to be fenced.
+        """
+        owner: Owner = lane.owner
+        primary = self._primary(owner.shard)
+        if primary is None or not owner.node_id or primary.node_id.decode() != owner.node_id:
+            return False  # what runs at a node that was replaced is not seen
+        self.connector.beware(owner.node_id)
+        for idle in self._pool.idle(owner.shard):
+            self._close_idle(idle)
+        shared = [lanes[owner.shard] for lanes in self.sets.values() if not lanes.identity.own]
+        attached = [each for each in shared if each.attached and not each.closed]
+        for each in attached:
+            self._retire(each)
+        return bool(attached)
+
+    def _retire(self, lane: Lane) -> None:
+        lane.owner.retiring_since = trio.current_time()
+        self.retiring.append(lane)
+        self._replace(lane)
 
     def hold(self, shard: int) -> None:
         """Send a shard nothing more until ``let_go``: its lanes end when what is on them is answered."""
@@ -569,7 +425,7 @@ class Lanes:
     @property
     def leased(self) -> int:
         """Leased lanes open now, idle ones included."""
-        return sum(self._leased.values())
+        return len(self._pool)
 
     def lease(self, identity: Identity, shard: int, use: Use = Use.TURN) -> Lane:
         """A lane of one's own to a shard's primary, clean; what is put on a new one is sent once it is connected.
@@ -580,39 +436,22 @@ class Lanes:
             raise Busy("ERR the connections of this client are closed")
         if identity.own and use is Use.TURN:
             return self.sets[identity][shard]
-        limit: int = getattr(self.settings, use.value)
-        if self._in_use[shard, use] >= limit:
-            raise Busy(f"ERR all {limit} leased lanes of the shard are in use (lanes.{use.value}): try again")
-        idle = self._idle[identity, shard]
-        while idle:
-            lane = idle.pop()
-            if not lane.closed:
-                return self._taken(lane, use)
-        if self._leased[shard] >= self.settings.leased_per_shard + self.settings.blocked_per_shard:
+        idle = self._pool.take(identity, shard, use)
+        if idle is not None:
+            return idle
+        if self._pool.full(shard):
             self._make_room(shard)
         assert self._nursery is not None
-        self._leased[shard] += 1
+        self._pool.opened(shard)
         lane = self.plane.new_lane(shard, Owner(identity, shard, leased=True))
         self._nursery.start_soon(self._connect_leased, lane, identity, shard)
-        return self._taken(lane, use)
-
-    def _taken(self, lane: Lane, use: Use) -> Lane:
-        owner: Owner = lane.owner
-        owner.use = use
-        self._in_use[owner.shard, use] += 1
-        return lane
-
-    def _not_in_use(self, owner: Owner) -> None:
-        if owner.use is not None:
-            self._in_use[owner.shard, owner.use] -= 1
-            owner.use = None
-        owner.patience = 0.0
+        return self._pool.taken(lane, use)
 
     async def _connect_leased(self, lane: Lane, identity: Identity, shard: int) -> None:
         async with self._connecting[shard]:
             while shard in self._on_hold:
                 await self._on_hold[shard].wait()
-            if not lane.closed:  # by now whoever wanted it may have gone
+            while not (lane.closed or lane.attached):  # by now whoever wanted it may have gone
                 await self._connect_lane(lane, identity, shard)
 
     async def _connect_lane(self, lane: Lane, identity: Identity, shard: int) -> None:
@@ -620,12 +459,13 @@ class Lanes:
         try:
             if target is None:
                 raise ConnectionLost("the shard has no primary")
-            made = await self._connect(target, identity)
-            self._still(target, shard, made)
-            if lane.closed:
-                made.connection.abort()
-            else:
-                self._attach(lane, shard, made)
+            with self._attempt(shard, target):
+                made = await self.connector.connect(target, identity)
+                self._still(target, shard, made)
+                if lane.closed or self.connector.is_outdated(made):
+                    made.connection.abort()
+                else:
+                    self._attach(lane, shard, made)
         except Denied as denied:
             self._denied(lane, error(str(denied)))
             lane.lose(str(denied))
@@ -635,12 +475,12 @@ class Lanes:
 
     async def lease_node(self, identity: Identity, node: Node) -> Lane:
         """A lane to one node, replica or not, for commands that go to every node.  Raises ``ConnectionLost``."""
-        made = await self._connect(node, identity)
+        made = await self.connector.connect(node, identity)
         owner = Owner(identity, -1, leased=True)
         owner.node_id = made.life.node_id
         owner.run_id = made.life.run_id
         owner.client_id = made.client_id
-        self._leased[-1] += 1
+        self._pool.opened(-1)
         lane = self.plane.new_lane(-1, owner)
         self._connected[-1].add(lane)
         self.plane.attach(lane, made.connection.detach(), None, identity.protocol == 3)
@@ -648,32 +488,22 @@ class Lanes:
 
     def _make_room(self, shard: int) -> None:
         """Close an idle leased lane of another identity."""
-        for (_, index), idle in self._idle.items():
-            if index == shard and idle:
-                self._close_idle(idle[0])
-                return
+        idle = self._pool.idle(shard)
+        if idle:
+            self._close_idle(idle[0])
 
     def _close_idle(self, lane: Lane) -> None:
         """Close a clean lane: it leaves nothing behind at the node that would have to be killed."""
         self._forget(lane, clean=True)
         self.plane.close_lane(lane)
 
-    def close_idle(self, shard: int) -> None:
-        """Close the leased lanes of a shard that nobody has now."""
-        for lane in [lane for (_, index), idle in self._idle.items() if index == shard for lane in idle]:
-            self.close(lane)
-
     async def _prune_for_ever(self) -> None:
         """Close leased lanes that nobody has used for a while, so that a crowd that was here once costs nothing."""
         limit = self.settings.leased_idle
         while True:
             await trio.sleep(limit * PRUNE)
-            oldest = trio.current_time() - limit
-            for key, idle in list(self._idle.items()):
-                for lane in [lane for lane in idle if lane.owner.idle_since < oldest]:
-                    self._close_idle(lane)
-                if not idle:
-                    del self._idle[key]
+            for lane in self._pool.idle_before(trio.current_time() - limit):
+                self._close_idle(lane)
             self._end_unused(limit)
 
     def release(self, lane: Lane, clean: bool) -> None:
@@ -687,9 +517,7 @@ class Lanes:
             return
         wanted = not owner.identity.own or owner.identity in self.sets
         if clean and wanted and owner.shard >= 0 and not lane.fifo and owner.retiring_since is None:
-            self._not_in_use(owner)
-            owner.idle_since = trio.current_time()
-            self._idle[owner.identity, owner.shard].append(lane)
+            self._pool.put_back(lane)
             return
         for lost in self.close(lane):
             lost.request.answer(b"-ERR the connection to the shard was closed\r\n")
@@ -711,14 +539,6 @@ class Lanes:
         """Have nothing queued or watched on a lane that its session goes on with."""
         for raw in (DISCARD, UNWATCH):
             self.plane.submit(lane, raw, lambda frame: None, pinned=True)
-
-
-def _keep_alive(sock: socket.socket) -> None:
-    """Have the kernel notice a peer that vanished while its command blocks and nothing is sent."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE // 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
 def _outlived(owner: Owner) -> bool:

@@ -160,12 +160,16 @@ class Link:
                     self._fail()
                 await wake.wait()
                 continue
+            connection: ControlConnection | None = None
             try:
-                connection = await self.hub.connect(self.node)
+                with trio.CancelScope() as self._scope:  # the shard may get another primary meanwhile
+                    connection = await self.hub.connect(self.node)
             except (ConnectionLost, ReplyError, OSError):
                 self._fail()
                 await trio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(pause * 2, RECONNECT_MAX)
+                continue
+            if connection is None:
                 continue
             present = self.hub.cluster.primary(self.shard)
             if present is None or present.address != self.node.address:

@@ -4,45 +4,24 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import structlog
 import trio
 
-from proxy.codec import decode_request, encode_request
 from proxy.dataplane import READONLY, Client, DataPlane, Handed, Lane, Lost, Request
 from proxy.settings import TimeoutSettings
 from proxy.topology.cluster import Cluster
-from proxy.topology.lanes import Doubt, Lanes, Owner, Use
+from proxy.topology.doubts import Doubts
+from proxy.topology.elsewhere import IN_A_SCRIPT, sent_elsewhere
+from proxy.topology.groups import Group, Held
+from proxy.topology.lanes import Lanes
+from proxy.topology.owners import Owner, Use
 
-WATCHED = (
-    b"-MOVED ",
-    b"-ASK ",
-    b"-TRYAGAIN Multiple keys request",
-    b"-CLUSTERDOWN The cluster is down",
-    b"-CLUSTERDOWN Hash slot not served",
-    b"-LOADING Valkey is loading",
-    b"-LOADING Redis is loading",
-    b"-READONLY You can't write against a read only replica",
-    b"-READONLY Can not run script with write flag on readonly replica",
-    b"-MASTERDOWN Link with MASTER is down",
-)
-"""Replies that say "not here" or "not now" and prove that nothing was executed.
-
-In the engine's own words (server.c: createSharedObjects, cluster.c: clusterRedirectClient), not by their first word
-alone: a script may return any error it likes behind what it wrote, and would be run again.
-"""
-IN_A_SCRIPT = b" script: "
-"""The engine appends this to errors raised within a script, which may have written before it failed."""
-SCRIPTS = frozenset({b"eval", b"eval_ro", b"evalsha", b"evalsha_ro", b"fcall", b"fcall_ro"})
 REDIRECTIONS = 16  # followed for one command at once, as cluster clients do; then it is tried more slowly
 RETRY = 0.02  # seconds before a command that met "not now" is sent again
 UNSETTLED = 10.0  # seconds behind the last sign of a slot that moves key by key, for which others are expected
 PIPELINED = 100  # answers of one client's pipeline that are given in one look for holds whose time is up
 SWEEP = 0.1  # seconds between two looks for holds and lanes whose time is up
-PING = encode_request([b"PING"])
-DOUBT = 0.5  # seconds a lane has to answer, once its node answers others again, to be believed alive
-
 UNKNOWN = (
     b"-ERR the connection to the shard was lost while this command was under way: its outcome is unknown, "
     b"read before you write it again\r\n"
@@ -50,38 +29,6 @@ UNKNOWN = (
 NOT_SENT_AGAIN = b"-ERR the connection to the shard was lost before this command's reply: send it again\r\n"
 NOT_SERVED = b"-CLUSTERDOWN no primary served this slot within %g s: send the command again\r\n"
 HELD_TOO_MUCH = b"-CLUSTERDOWN too many commands wait for a primary of this slot: send the command again later\r\n"
-
-
-class Held(NamedTuple):
-    """A request whose reply was held back."""
-
-    request: Request
-    asked: int | None = None
-    """The shard that an ASK names."""
-    refusal: bytes | None = None
-    """The reply, where it says "not now": it is not to be sent again at once."""
-
-
-class Group:
-    """What of one client was held back on one lane, in order."""
-
-    __slots__ = ("behind", "held", "mark")
-
-    def __init__(self) -> None:
-        self.held: list[Held] = []
-        self.mark = 0
-        """How many of them there were when the first "not now" was met."""
-        self.behind: list[tuple[int, int]] | None = None
-        """(slot, command id) of what its client had sent behind that one."""
-
-    @property
-    def size(self) -> int:
-        return sum(len(each.request.raw) for each in self.held)
-
-    def overtaking(self) -> Counter[tuple[int, int]]:
-        """What of that was carried out, though the first one was not."""
-        met = Counter((each.request.slot, each.request.command_id) for each in self.held[self.mark + 1 :])
-        return Counter(self.behind) - met
 
 
 class Redirects:
@@ -106,6 +53,7 @@ class Redirects:
         self.cluster = cluster
         self.lanes = lanes
         self.timeouts = timeouts
+        self.doubts = Doubts(plane, cluster, lanes, timeouts)
         self.log = structlog.get_logger("topology")
         self.counts = {"moved": 0, "ask": 0, "tryagain": 0, "holds": 0, "hold_timeouts": 0, "outcome_unknown": 0}
         self._lost_write = lost_write
@@ -120,6 +68,8 @@ class Redirects:
         """Clients of which a command was held for as long as may be, and when: what they had sent by then is not held
         once more."""
         self._due = trio.Event()
+        self.prepare: Callable[[Request, Lane], None] = lambda request, lane: None
+        """Told of each request that is about to be put on a lane once more: it may need something in front of it."""
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -131,7 +81,7 @@ class Redirects:
         """Follow a redirection, or try again a little later."""
         owner: Owner = lane.owner
         words = frame[1:-2].split(b" ")
-        of_a_script = IN_A_SCRIPT in frame or (words[0] in (b"MOVED", b"ASK") and not _sent_elsewhere(request, words))
+        of_a_script = IN_A_SCRIPT in frame or (words[0] in (b"MOVED", b"ASK") and not sent_elsewhere(request, words))
         if owner.leased or request.sticks or of_a_script:
             if of_a_script and request.write and request.client is not None:
                 request.client.wrote(lane)  # it may have written before it failed
@@ -139,7 +89,7 @@ class Redirects:
             return
         request.attempts += 1
         later = request.attempts > REDIRECTIONS
-        group = self._held.setdefault(lane, {}).setdefault(request.client, Group())
+        group = self._group(request, lane)
         asked: int | None = None
         if words[0] == b"MOVED":
             self.counts["moved"] += 1
@@ -161,13 +111,40 @@ class Redirects:
             self.counts["hold_timeouts"] += 1
             self.plane.answer(request, frame)
             return
-        if later and group.behind is None:
-            group.mark = len(group.held)
-            group.behind = self.plane.behind(request, lane) if request.client is not None else []
-        group.held.append(Held(request, asked, frame if later else None))
+        if later:
+            group.slow = True
+            self._refused(group, Held(request, asked, frame), lane)
+        else:
+            group.held.append(Held(request, asked))
 
-    def _hold(self, lane: Lane, request: Request) -> None:
-        self._held.setdefault(lane, {}).setdefault(request.client, Group()).held.append(Held(request))
+    def missed(self, request: Request, lane: Lane, frame: bytes) -> Callable[[bool], None]:
+        """A request did not run because the shard lacks something, which its reply ``frame`` says and which is about
+        to be brought.
+
+        To be called when that is done: with True it is sent again, in its client's order, with False the reply is
+        passed on.  It is passed on in any case if something has run that must not run before it.
+        """
+        group = self._group(request, lane)
+        held = Held(request, refusal=frame)
+        self._refused(group, held, lane)
+        group.awaited += 1
+
+        def decided(again: bool) -> None:
+            group.awaited -= 1
+            if not again:
+                held.answered = True
+                self.plane.answer(request, frame)
+
+        return decided
+
+    def _group(self, request: Request, lane: Lane) -> Group:
+        return self._held.setdefault(lane, {}).setdefault(request.client, Group())
+
+    def _refused(self, group: Group, held: Held, lane: Lane) -> None:
+        if group.behind is None:
+            group.mark = len(group.held)
+            group.behind = self.plane.behind(held.request, lane) if held.request.client is not None else []
+        group.held.append(held)
 
     def flush(self) -> None:
         """Send again what was held back.  To be called behind every turn of the data plane.
@@ -180,23 +157,24 @@ class Redirects:
         with self.plane.turn():
             for lane, groups in list(self._held.items()):
                 busy = self.plane.clients_on(lane)
-                for client in [each for each in groups if each is None or each not in busy]:
-                    self._go_on(groups.pop(client), lane.shard)
+                for client, group in list(groups.items()):
+                    if not group.awaited and (client is None or client not in busy):
+                        self._go_on(groups.pop(client), lane.shard)
                 if not groups:
                     del self._held[lane]
 
     def _go_on(self, group: Group, shard: int) -> None:
+        """What was refused is tried again, unless something behind it has run that must not run before it."""
         if group.behind is not None:
+            overtaking = group.overtaking()
+            group.held = [each for each in group.held if not (each.answered or self._told_overtaken(each, overtaking))]
+        if group.slow:
             self._go_on_later(group, shard)
             return
         for held in group.held:
             self.send_again(held.request, shard, held.asked)
 
     def _go_on_later(self, group: Group, shard: int) -> None:
-        """What was refused is tried again, unless something behind it has run that must not run before it."""
-        overtaking = group.overtaking()
-        if overtaking:
-            group.held = [held for held in group.held if not self._told_overtaken(held, overtaking)]
         limits = self.plane.limits
         while group.held and (
             self._later_commands[shard] + len(group.held) > limits.held_commands
@@ -267,11 +245,15 @@ class Redirects:
             request.answer(NOT_SENT_AGAIN)  # a command of a client that is gone is dropped, as a server does
             return
         if asked is not None:
-            self.plane.resubmit(request, self._lanes_of(request)[asked], asking=True)
+            self._put(request, self._lanes_of(request)[asked], asking=True)
             return
         if request.slot >= 0:
             shard = self.plane.shard_of_slot[request.slot]
-        self.plane.resubmit(request, self._lanes_of(request)[shard])
+        self._put(request, self._lanes_of(request)[shard])
+
+    def _put(self, request: Request, lane: Lane, asking: bool = False) -> None:
+        self.prepare(request, lane)
+        self.plane.resubmit(request, lane, asking)
 
     async def _retry_for_ever(self) -> None:
         while True:
@@ -295,14 +277,23 @@ class Redirects:
         say("lane lost", shard=owner.shard, reason=reason, under_way=len(lost), leased=owner.leased)
         self.lanes.gone(lane)
         self.cluster.hint()
+        if any(self._may_come_late(each) for each in lost) and self.lanes.beware(lane):
+            self.plane.fence_all()
         if owner.leased:
             self._leased_down(lane, lost)
             return
         for request, keep in self._sort(lane, lost):
             if keep:
                 self.counts["holds"] += 1
-                self._hold(lane, request)
+                self._group(request, lane).held.append(Held(request))
         self.flush()
+
+    def _may_come_late(self, lost: Lost) -> bool:
+        """Whether the shard may carry it out when its client has long been told that nobody knows."""
+        request, handed = lost
+        if handed is not Handed.WHOLLY or request.client is None:
+            return False
+        return not self.plane.command_flags[request.command_id] & READONLY
 
     def _leased_down(self, lane: Lane, lost: list[Lost]) -> None:
         """A leased lane's commands are its session's affair: it is told, nothing is sent again."""
@@ -367,7 +358,7 @@ class Redirects:
                 if request.client is not None and request.client.closed:
                     request.answer(NOT_SENT_AGAIN)
                 else:
-                    self.plane.resubmit(request, lane)
+                    self._put(request, lane)
 
     # -- holds ----------------------------------------------------------------------------------------------------
     def routes_changed(self) -> None:
@@ -375,13 +366,13 @@ class Redirects:
         with self.plane.turn():
             for lanes in self.lanes.sets.values():
                 parked = [
-                    (request, lane.shard)
-                    for lane in lanes
-                    if not lane.attached
-                    for request in self.plane.reclaim(lane)
+                    (request, lane) for lane in lanes if not lane.attached for request in self.plane.reclaim(lane)
                 ]
-                for request, shard in sorted(parked, key=lambda each: each[0].born):
-                    self.send_again(request, shard)
+                for request, lane in sorted(parked, key=lambda each: each[0].born):
+                    if request.sticks and request.client is None:
+                        self.plane.resubmit(request, lane)  # it is about this lane
+                    else:
+                        self.send_again(request, lane.shard)
 
     def held_too_much(self, lane: Lane) -> None:
         """Refuse the newest of what is parked on a lane until the rest is within the limits."""
@@ -399,9 +390,7 @@ class Redirects:
                 self.flush()
                 self._settle_down()
                 self._bound_holds()
-                self._end_retiring()
-                self._lose_hung()
-                self._lose_dead()
+                self.doubts.sweep()
 
     def _parking(self) -> list[Lane]:
         """The lanes on which something is parked."""
@@ -433,7 +422,7 @@ class Redirects:
                     self._given_up[request.client] = self.plane.now
                 self.plane.answer(request, text)
             else:
-                self.plane.resubmit(request, lane)
+                self._put(request, lane)
 
     def _bound_holds(self) -> None:
         """Of all that is parked for a shard, whoever it is from, no more than may be."""
@@ -459,51 +448,22 @@ class Redirects:
             if commands > limits.held_commands or size > limits.held_bytes:
                 self.plane.answer(request, HELD_TOO_MUCH)
             else:
-                self.plane.resubmit(request, lane)
+                self._put(request, lane)
 
-    def _end_retiring(self) -> None:
-        for lane in list(self.lanes.retiring):
-            owner: Owner = lane.owner
-            if not lane.fifo:
-                if not owner.leased:  # the session that has one gives it back
-                    self.lanes.close(lane)
-            elif not self.cluster.answers(owner.node_id):
-                lane.lose("its node does not answer and has a successor")
+    def held_for(self, shard: int) -> int:
+        """Commands parked for one shard now."""
+        return sum(len(lane.out) for lane in self._parking() if lane.shard == shard) + self._later_commands[shard]
 
-    def _lose_hung(self) -> None:
-        for lane in list(self.lanes.all_connected()):
-            limit = self.timeouts.command
-            owner: Owner = lane.owner
-            age = self.plane.lane_age(lane)
-            if age > limit + owner.patience or (age > limit < self.cluster.silence(owner.node_id)):
-                lane.lose(f"no reply within {limit:g} s")
-
-    # -- lanes that may be dead at the other end --------------------------------------------------------------
-    def doubt(self, shard: int) -> None:
-        """A shard's primary answers after it did not for a while.  It may have hung, or the way there was cut: lanes
-        that did not survive that would swallow what is sent on them.  Each has to show that it lives.
-        """
-        self.lanes.close_idle(shard)
-        with self.plane.turn():
-            for lane in list(self.lanes.connected(shard)):
-                owner: Owner = lane.owner
-                if owner.use is Use.BLOCK:
-                    continue  # it may be silent for as long as its client likes; the kernel looks after it
-                owner.doubted = Doubt(trio.current_time(), _activity(lane))
-                if not owner.leased:  # within a transaction it would count as one of its commands
-                    self.plane.submit(lane, PING, lambda frame, owner=owner: _believe(owner), pinned=True)  # type: ignore[misc]
-
-    def _lose_dead(self) -> None:
-        now = trio.current_time()
-        for lane in list(self.lanes.all_connected()):
-            owner: Owner = lane.owner
-            doubted = owner.doubted
-            if doubted is None:
-                continue
-            if doubted.seen != _activity(lane) or (owner.leased and not lane.fifo):
-                owner.doubted = Doubt(now, _activity(lane))
-            elif now - doubted.since > DOUBT + self.cluster.silence(owner.node_id):
-                lane.lose("no reply, while its node answers others")
+    @property
+    def fill(self) -> float:
+        """How full the fullest shard's queue is, of what may be parked; 1.0: the newest are refused."""
+        limits = self.plane.limits
+        commands, sizes = Counter(self._later_commands), Counter(self._later_bytes)
+        for lane in self._parking():
+            commands[lane.shard] += len(lane.out)
+            sizes[lane.shard] += lane.held_bytes
+        fills = [count / limits.held_commands for count in commands.values()]
+        return max((*fills, *(size / limits.held_bytes for size in sizes.values())), default=0.0)
 
     @property
     def held(self) -> tuple[int, int]:
@@ -511,29 +471,3 @@ class Redirects:
         lanes = self._parking()
         commands = sum(len(lane.out) for lane in lanes) + sum(self._later_commands.values())
         return commands, sum(lane.held_bytes for lane in lanes) + sum(self._later_bytes.values())
-
-
-def _believe(owner: Owner) -> None:
-    owner.doubted = None
-
-
-def _activity(lane: Lane) -> tuple[int, int, int]:
-    """Changes whenever the lane sends or receives."""
-    return lane.sent, lane.outstanding, id(lane.fifo[0]) if lane.fifo else 0
-
-
-def is_elsewhere(request: Request, frame: bytes) -> bool:
-    """Whether a reply is the engine's own "not here" or "not now", behind which nothing has run."""
-    if not frame.startswith(WATCHED) or IN_A_SCRIPT in frame:
-        return False
-    words = frame[1:-2].split(b" ")
-    return words[0] not in (b"MOVED", b"ASK") or _sent_elsewhere(request, words)
-
-
-def _sent_elsewhere(request: Request, words: list[bytes]) -> bool:
-    """Whether a MOVED or ASK is the engine's: it names the slot of the keys, and a script without keys gets none."""
-    if len(words) != 3:
-        return False
-    if request.slot >= 0:
-        return words[1] == b"%d" % request.slot
-    return decode_request(request.raw)[0].lower() not in SCRIPTS

@@ -32,7 +32,7 @@ STEADY = 3  # readings of a node in which the same user lacks before it is given
 SOON = 0.2  # seconds between two readings of a node that was started anew and lacks users
 CONFIRM = 0.005  # seconds between two looks whether the others were read once more before a user is given
 DOUBTED = 100  # users in doubt at a time; with more of them everybody is
-FREE = 1000  # users of whom it is remembered whether they are free
+JUDGED = 1000  # users' rules of which it is remembered what they allow
 TOUCHED = 10_000  # users of one node known to have changed; with more of them it is left to itself
 
 Users = Mapping[bytes, bytes]
@@ -54,6 +54,15 @@ def unrestricted(rules: bytes) -> bool:
     if not {b"~*", b"&*", b"+@all"} <= set(words):
         return False
     return not any(word.startswith((b"-", b"db=", b"resetdbs")) for word in words)
+
+
+NO_LOADING = frozenset({b"-@all", b"-@slow", b"-@scripting", b"-script", b"-script|load"})
+
+
+def loads_scripts(rules: bytes) -> bool:
+    """Whether rules surely let their user load scripts."""
+    words = rules.split(b" ")
+    return b"+@all" in words and not any(each in NO_LOADING or each.startswith((b"db=", b"resetdbs")) for each in words)
 
 
 def may_hear(rules: bytes, names: Sequence[bytes], patterns: bool) -> bool:
@@ -122,7 +131,7 @@ class Roster:
         """Changes of users that are on their way to the nodes."""
         self._giving = trio.Lock()
         self._refused = False
-        self._free: dict[bytes, bool] = {}
+        self._judged: dict[tuple[Callable[[bytes], bool], bytes], bool] = {}
         """What was found out since a node was last read."""
         self.healed = 0
         """Users given to nodes."""
@@ -131,20 +140,27 @@ class Roster:
     # -- what others ask ---------------------------------------------------------------------------
     def free(self, user: bytes) -> bool:
         """Whether a user is known to be allowed everything on every node that serves."""
-        known = self._free.get(user)
+        return self._everywhere(unrestricted, user)
+
+    def may_load(self, user: bytes) -> bool:
+        """Whether a user is known to be allowed SCRIPT LOAD on every node that serves."""
+        return self._everywhere(loads_scripts, user)
+
+    def _everywhere(self, holds: Callable[[bytes], bool], user: bytes) -> bool:
+        known = self._judged.get((holds, user))
         if known is None:
-            if len(self._free) >= FREE:
-                self._free.clear()
-            known = self._free[user] = self._is_free(self._own if user == DEFAULT.encode() else user)
+            if len(self._judged) >= JUDGED:
+                self._judged.clear()
+            known = self._judged[holds, user] = self._judge(holds, self._own if user == DEFAULT.encode() else user)
         return known
 
-    def _is_free(self, name: bytes) -> bool:
+    def _judge(self, holds: Callable[[bytes], bool], name: bytes) -> bool:
         if self._doubted and (name in self._doubted or None in self._doubted):
             return False
         read = [self._nodes[node.address].users for node in self._serving() if node.address in self._nodes]
         if not read:
             return name == self._own
-        return all(unrestricted(users.get(name, b"")) for users in read)
+        return all(holds(users.get(name, b"")) for users in read)
 
     def rules(self, user: bytes) -> bytes:
         """A user's rules on some node; empty for one that is not known."""
@@ -188,7 +204,7 @@ class Roster:
         """A user's rules (None: everybody's) may have changed just now: nobody counts as free before they are read."""
         self._doubted.add(user if len(self._doubted) < DOUBTED else None)
         self._doubted_at = trio.current_time()
-        self._free.clear()
+        self._judged.clear()
         self._changed()
         self._hurry()
 
@@ -212,7 +228,7 @@ class Roster:
         serving = [self._nodes.get(node.address) for node in self._serving()]
         if self._doubted and all(each is not None and each.asked_at > self._doubted_at for each in serving):
             self._doubted.clear()
-            self._free.clear()
+            self._judged.clear()
             self._changed()
 
     async def run(self) -> None:
@@ -272,7 +288,7 @@ class Roster:
         else:
             changed = known.take(lines)
         known.asked_at = asked_at
-        self._free.clear()
+        self._judged.clear()
         if changed:
             self._changed()
         self._believe()

@@ -15,6 +15,9 @@ from proxy.topology.offsets import Offsets
 from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
 
 SECTIONS = ("server", "replication", "persistence", "keyspace")
+USAGE = ("clients", "memory", "stats", "cpu")
+"""Sections of INFO for the metrics alone, asked for now and then: the proxy does not go by them."""
+USAGE_EVERY = 4.0  # seconds; below what anybody scrapes
 
 
 class NodeWatch:
@@ -23,12 +26,19 @@ class NodeWatch:
     def __init__(self, host: str, port: int) -> None:
         self.host = host
         self.port = port
+        self.ip = ""
+        """Where the host was found."""
         self.tried = False
         """It has answered, or failed to, at least once."""
         self.alive = False
+        self.foreign = False
+        """A node of another cluster has got its address."""
         self.loading = False
         self.failure = ""
         self.info: dict[str, str] = {}
+        self.usage: dict[str, str] = {}
+        """What of INFO is for the metrics alone, a few seconds old."""
+        self._usage_at = -math.inf
         self.life: Life | None = None
         self.known_run = ""
         self.settings: dict[str, str] = {}
@@ -92,9 +102,10 @@ class NodeWatch:
     async def probe(self, connection: ControlConnection, previous: SlotMap) -> None:
         """Ask once.  Raises ``ConnectionLost``."""
         asked_at = self.asking_since = trio.current_time()
+        usage = USAGE if asked_at - self._usage_at >= USAGE_EVERY else ()
         node_id, info, shards, slots, cluster, nodes, settings = await connection.pipeline(
             ["CLUSTER", "MYID"],
-            ["INFO", *SECTIONS],
+            ["INFO", *SECTIONS, *usage],
             ["CLUSTER", "SHARDS"],
             ["CLUSTER", "SLOTS"],
             ["CLUSTER", "INFO"],
@@ -104,6 +115,8 @@ class NodeWatch:
         if isinstance(info, ReplyError):
             raise ConnectionLost(str(info))
         self.info = parse_info(info)
+        if usage:
+            self.usage, self._usage_at = self.info, asked_at
         self.offsets.add(trio.current_time(), self.offset)
         self.loading = self.info.get("loading", "0") != "0"
         if isinstance(node_id, ReplyError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -30,8 +30,15 @@ async def question_of(request: Request) -> dict[str, Any]:
         "headers": list(request.scope["headers"]),
         "client": request.scope.get("client"),
         "server": request.scope.get("server"),
-        "body": await request.body(),
+        "body": await _body(request),
     }
+
+
+async def _body(request: Request) -> bytes:
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        return b""  # nobody hears the answer; a part of it must not be taken for all
 
 
 async def whole(link: Link, question: dict[str, Any], patience: float) -> tuple[int, bytes] | None:

@@ -20,7 +20,6 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
 from random import uniform
 from typing import Any, NamedTuple
 
@@ -30,6 +29,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import Metric
 
 from proxy.errors import UserError
+from proxy.listening import bound
+from proxy.observe import families as families_of
 from proxy.settings import ProxySettings
 from proxy.workers.link import Answer, Emit, Link, Unanswered
 from proxy.workers.totals import Family, Totals, families
@@ -117,7 +118,7 @@ class Team:
     # -- running -------------------------------------------------------------------------------------
     async def run(self, *, task_status: trio.TaskStatus[Team] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; then workers are ended together. Started when the port is had."""
-        with _reserved(self.settings) as holder:
+        with bound(self.settings.listen, _reserve) as holder:
             self.address = holder.getsockname()[:2]
             async with trio.open_nursery() as nursery:
                 tending: trio.CancelScope = await nursery.start(self._tend_all)
@@ -198,7 +199,7 @@ class Team:
         finally:
             process.kill()  # harmless when it has ended
             del self.workers[number]
-            self._totals.bury(worker.families)
+            self._totals.bury(worker.number, worker.families)
         return worker
 
     async def _look_always(self) -> None:
@@ -259,7 +260,8 @@ class Team:
         """The families of all workers as one, and this process's own."""
         await self._look()
         return self._totals.together(
-            [*(worker.families for worker in self.workers.values()), families(self._own), self._own_families()]
+            {number: worker.families for number, worker in self.workers.items()},
+            [families(self._own), self._own_families()],
         )
 
     def _own_families(self) -> Iterator[Family]:
@@ -268,40 +270,24 @@ class Team:
         up = {number: int(_well(worker)) for number, worker in present.items()}
         clients = {number: _value(worker, "ackgate_clients_open") for number, worker in present.items()}
         seconds = {number: _value(worker, "process_cpu_seconds_total") for number, worker in present.items()}
-        yield "ackgate_workers", "Workers that there are to be.", "gauge", "", [("ackgate_workers", {}, self.count)]
-        yield _by_worker("ackgate_worker_up", "1 when the worker accepts clients and answers.", "gauge", up)
-        yield _by_worker("ackgate_worker_restarts", "Times the worker was started again.", "counter", self.restarts)
-        yield _by_worker("ackgate_worker_clients_open", "Client connections of the worker now.", "gauge", clients)
-        yield _by_worker("ackgate_worker_cpu_seconds", "CPU time of the worker's present process.", "gauge", seconds)
+        count = families_of.WORKER_COUNT
+        yield count.full_name, count.text, count.kind, "", [(count.scraped_name, {}, self.count)]
+        yield _by_worker(families_of.WORKER_UP, up)
+        yield _by_worker(families_of.WORKER_RESTARTS, self.restarts)
+        yield _by_worker(families_of.WORKER_CLIENTS, clients)
+        yield _by_worker(families_of.WORKER_CPU, seconds)
 
     def describe(self) -> list[dict[str, Any]]:
         """Workers as JSON."""
         return [_described(number, self.workers.get(number), self.restarts[number]) for number in sorted(self.restarts)]
 
 
-@contextmanager
-def _reserved(settings: ProxySettings) -> Iterator[socket.socket]:
-    """The port, which is nobody else's from now on. Raises ``UserError``."""
-    host, port = settings.listen.host, settings.listen.port
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        holder = socket.socket(family, kind, protocol)
-        try:
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holder.bind(address)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        except OSError:
-            holder.close()
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; "
-            "stop what uses it or choose another port (listen.port)"
-        ) from None
-    with holder:
-        yield holder
+def _reserve(holder: socket.socket, address: Any) -> None:
+    """The port is nobody else's from now on; only those may have it, too, who say so (SO_REUSEPORT)."""
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(address)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def _of(number: int, answer: Callable[[int, Any], Awaitable[Any]]) -> Answer:
@@ -322,9 +308,9 @@ def _ending(status: int | None) -> str:
         return f"signal {-status}"
 
 
-def _by_worker(name: str, text: str, kind: str, values: Mapping[int, float]) -> Family:
-    sample = f"{name}_total" if kind == "counter" else name
-    return name, text, kind, "", [(sample, {"worker": str(number)}, value) for number, value in values.items()]
+def _by_worker(family: families_of.Family, values: Mapping[int, float]) -> Family:
+    samples = [(family.scraped_name, {"worker": str(number)}, value) for number, value in values.items()]
+    return family.full_name, family.text, family.kind, "", samples
 
 
 def _value(worker: Worker | None, sample: str) -> float:

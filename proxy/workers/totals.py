@@ -1,17 +1,19 @@
 """The figures of several workers made into one set.
 
-What lives here: how families travel, and what each kind of figure means when there are several of it. Counters and
-histograms are summed, and what a worker that is gone had counted stays in the sums: they never go back.
+What lives here: how families travel, and how several of the same become one (``Family.together`` tells). What a worker
+that is gone had counted stays: counters and histograms never go back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
+
+from proxy.observe.families import Together, every
 
 Family = tuple[str, str, str, str, list[tuple[str, dict[str, str], float]]]
 """(name, help, type, unit, samples of (name, labels, value))."""
@@ -22,42 +24,18 @@ def _sum(one: float, other: float) -> float:
     return one + other
 
 
-# What is not here is summed: so many of something that each worker has for itself.
-GAUGES: Final[dict[str, Rule]] = {
-    # Every worker is told the same of the cluster, one sooner than another: what the last one knows ...
-    "ackgate_ready": min,
-    "ackgate_slots_covered": min,
-    "ackgate_shard_up": min,
-    "ackgate_shard_waitaof_trusted": min,
-    # ... or the newest, or the worst.
-    "ackgate_slot_map_version": max,
-    "ackgate_engine_nodes": max,
-    "ackgate_nodes_with_differing_users": max,
-    "ackgate_shard_slots": max,
-    "ackgate_shard_replicas_online": max,
-    "ackgate_shard_replication_offset_bytes": max,
-    "ackgate_shard_oldest_command_seconds": max,
-    "ackgate_replica_lag_bytes": max,
-    "ackgate_replica_lag_seconds": max,
-    "ackgate_paused": max,
-    "ackgate_peers": max,
-    # Of processes.
-    "python_info": max,
-    "process_start_time_seconds": min,
-    "process_max_fds": min,
+_RULES: Final[dict[str, Rule]] = {"sum": _sum, "max": max, "min": min, "seen": max}
+OF_PROCESSES: Final[dict[str, Together]] = {
+    "python_info": "max",
+    "process_start_time_seconds": "min",
+    "process_max_fds": "min",
+    "process_virtual_memory_bytes": "sum",
+    "process_resident_memory_bytes": "sum",
+    "process_open_fds": "sum",
 }
-COUNTERS: Final[dict[str, Rule]] = {"ackgate_pauses": max}
-"""Counters of what all workers see."""
-SUMMED: Final = frozenset(
-    {
-        *(f"ackgate_{name}" for name in ("clients_open", "lanes_open", "leased_lanes_open", "blocked_clients")),
-        *(f"ackgate_{name}" for name in ("identities", "tracking_clients", "shared_subscriptions", "held_commands")),
-        *(f"ackgate_{name}" for name in ("subscription_links_open", "held_bytes", "waits_open", "parked_commands")),
-        *(f"ackgate_{name}" for name in ("concern_questions_open", "shard_lanes_open", "shard_outstanding_commands")),
-        *(f"process_{name}" for name in ("virtual_memory_bytes", "resident_memory_bytes", "open_fds")),
-    }
-)
-"""Gauges of which it was thought that the sum is what is meant: a test holds them against what there is."""
+"""Gauges that come from prometheus-client."""
+TOGETHER: Final[dict[str, Together]] = OF_PROCESSES | {family.full_name: family.together for family in every()}
+"""By the name of the family.  What is not here is summed."""
 
 
 def families(registry: CollectorRegistry) -> list[Family]:
@@ -72,26 +50,43 @@ def _samples(family: Metric) -> list[tuple[str, dict[str, str], float]]:
 
 
 class Totals:
-    """What workers that are gone had counted, and the sums with those that are there."""
+    """What workers that are gone had counted, and the sums with those that are there.
+
+    A worker that takes the place of one that is gone, its number, counts on from there.
+    """
 
     def __init__(self) -> None:
-        self._gone = _Sums()
+        self._gone: dict[int, _Sums] = {}
 
-    def bury(self, last: Iterable[Family]) -> None:
+    def bury(self, number: int, last: Iterable[Family]) -> None:
         """Keep the counters and histograms of a worker that is gone."""
-        self._gone.add(family for family in last if family[2] in ("counter", "histogram"))
+        kept = (family for family in last if family[2] in ("counter", "histogram") and _is_ours(family[0]))
+        self._gone.setdefault(number, _Sums(_life_by_life)).add(kept)
 
-    def together(self, sources: Sequence[Iterable[Family]]) -> Iterator[Metric]:
-        """The families of all ``sources`` and of those that are gone as one."""
-        sums = _Sums()
-        for source in sources:
-            sums.add(source)
-        sums.add(self._gone.families())
+    def together(
+        self, workers: Mapping[int, Iterable[Family]], others: Sequence[Iterable[Family]] = ()
+    ) -> Iterator[Metric]:
+        """The families of all workers, by number, and of those that are gone as one; those of ``others`` are added."""
+        sums = _Sums(_side_by_side)
+        for number in sorted(workers.keys() | self._gone.keys()):
+            families = workers.get(number, ())
+            gone = self._gone.get(number)
+            if gone is not None:
+                lives = _Sums(_life_by_life)
+                lives.add(families)
+                lives.add(gone.families())
+                families = lives.families()
+            sums.add(families)
+        for other in others:
+            sums.add(other)
         return sums.metrics()
 
 
 class _Sums:
-    def __init__(self) -> None:
+    """``rule(kind, family, sample)``: how two samples of the same name and labels become one."""
+
+    def __init__(self, rule: Callable[[str, str, str], Rule]) -> None:
+        self._rule = rule
         self._heads: dict[str, tuple[str, str, str, str]] = {}
         self._values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
 
@@ -101,7 +96,7 @@ class _Sums:
             values = self._values.setdefault(name, {})
             for sample, labels, value in samples:
                 key = sample, tuple(labels.items())
-                values[key] = value if key not in values else _rule(kind, name, sample)(values[key], value)
+                values[key] = value if key not in values else self._rule(kind, name, sample)(values[key], value)
 
     def families(self) -> Iterator[Family]:
         for name, head in self._heads.items():
@@ -115,11 +110,22 @@ class _Sums:
             yield metric
 
 
-def _rule(kind: str, name: str, sample: str) -> Rule:
-    if kind in ("counter", "histogram"):
-        return min if sample.endswith("_created") else COUNTERS.get(name, _sum)
-    if kind == "gauge":
-        return GAUGES.get(name, _sum)
+def _is_ours(name: str) -> bool:
+    """Whether the workers count it; what nodes count is not lost with one that saw it."""
+    return TOGETHER.get(name) != "seen"
+
+
+def _life_by_life(kind: str, name: str, sample: str) -> Rule:
+    """Of workers of the same number, one after the other."""
+    return min if sample.endswith("_created") else _sum
+
+
+def _side_by_side(kind: str, name: str, sample: str) -> Rule:
+    """Of workers at the same time."""
+    if sample.endswith("_created"):
+        return min
+    if kind in ("counter", "histogram", "gauge"):
+        return _RULES[TOGETHER.get(name, "sum")]
     return max  # what is running
 
 

@@ -16,8 +16,9 @@ from proxy.acks.incarnation import Incarnations, Stamp
 from proxy.acks.markers import MARKER_LANES
 from proxy.acks.pace import Pace
 from proxy.acks.primary import AckLane, Primary
+from proxy.acks.question import Memory
 from proxy.acks.rounds import ShardRounds
-from proxy.acks.wait import Acks, Memory
+from proxy.acks.wait import Acks
 from proxy.acks.waiters import Gate, Shared, Waiter
 from proxy.dataplane import DataPlane, Lane, Lost
 from shard.client import ConnectionLost, ControlConnection

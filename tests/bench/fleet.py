@@ -37,6 +37,8 @@ NAMES: Mapping[Kind, tuple[str, ...]] = {
     "durable": ("ackgate-3", "ackgate-replicas", "ackgate-disks"),
 }
 """The targets of each kind of workload."""
+UNCOUNTED = "ackgate-uncounted"
+"""Ackgate without metrics by command, which ``tests.bench.counting`` alone looks at."""
 
 _SHARDS = 3
 _MAXCLIENTS = 12_000
@@ -56,7 +58,8 @@ def running(names: Sequence[str], folder: Path, tell: Callable[[str], None], kin
     """
     with ExitStack() as stack:
         fleet = _Fleet(folder, tell, stack)
-        targets = [target for name in NAMES[kind] if name in names and (target := fleet.make(name, kind)) is not None]
+        chosen = [name for name in (*NAMES[kind], UNCOUNTED) if name in names]
+        targets = [target for name in chosen if (target := fleet.make(name, kind)) is not None]
         if not targets:
             raise BenchError(f"none of {', '.join(names)} is installed")
         for target in targets:
@@ -94,6 +97,7 @@ class _Fleet:
         makers: dict[str, Callable[[], Target | None]] = {
             "direct": self._replicated if kind == "acks" else self._direct,
             "ackgate": lambda: self._ackgate("ackgate", _PLAIN),
+            UNCOUNTED: lambda: self._ackgate(UNCOUNTED, _PLAIN, counted=False),
             "ackgate-1": lambda: self._ackgate("ackgate-1", {**_REPLICATED, "shards": 1}),
             "ackgate-3": lambda: self._ackgate("ackgate-3", _REPLICATED_3),
             "ackgate-replicas": lambda: self._ackgate("ackgate-replicas", _REPLICATED_3, {"replicas": 1}),
@@ -158,14 +162,16 @@ class _Fleet:
             one_shard=True,
         )
 
-    def _ackgate(self, name: str, cluster_settings: Mapping[str, object], *durability: Mapping[str, object]) -> Target:
-        """``durability``: the policies of its writes."""
+    def _ackgate(
+        self, name: str, cluster_settings: Mapping[str, object], *durability: Mapping[str, object], counted: bool = True
+    ) -> Target:
+        """``durability``: the policies of its writes; ``counted``: with metrics by command."""
         nodes, cluster = self._cluster(name, cluster_settings)
         port, admin_port = free_port(), free_port()
         settings = {
             "cluster": {"seeds": [f"127.0.0.1:{node}" for node in nodes]},
             "listen": {"port": port},
-            "admin": {"port": admin_port},
+            "admin": {"port": admin_port, "command_metrics": counted},
             "clients": {"maxclients": _MAXCLIENTS},
             "durability": durability,
         }
@@ -187,6 +193,7 @@ class _Fleet:
             log=log,
             shard_ports=nodes,
             shard_pids=lambda: [cluster.pid],
+            admin_port=admin_port,
         )
 
     def _twemproxy(self) -> Target | None:

@@ -44,6 +44,8 @@ class Target:
     one_shard: bool = False
     """Whatever is asked goes to one shard: there is nothing to split."""
     sockets_per_client: int = 1
+    admin_port: int = 0
+    """Where its metrics are; 0: nowhere."""
     holds_data: bool = False
     """It is a shard itself: started afresh, it must be loaded again."""
     failure: str = ""

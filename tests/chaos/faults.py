@@ -1,4 +1,7 @@
-"""What is done to a shard: one failure at a time, so that what all of its replicas acknowledged has to survive."""
+"""What is done to a shard: one failure at a time, so that what all of its replicas acknowledged has to survive.
+
+What is done with proxies is in ``tests.chaos.proxies``, to the network in ``tests.chaos.network``.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import redis
 
+from tests.chaos.clients import Ledger
+from tests.chaos.network import NetworkFaults
+from tests.chaos.proxies import SERVED_S, Proxy, ProxyFaults, serves
 from tests.harness import Up, until
 from tests.system.nodes import Node, Shard, migrate, promote, shards_of
 
@@ -20,13 +26,21 @@ ELECTION_S = 2.0  # for which an election may last before it is asked for again;
 
 
 class Faults:
-    """Breaks the shards of ``running``, mostly at random.  ``busy`` counts writes acknowledged in the last second."""
+    """Breaks the shards of ``running``, mostly at random.  ``busy`` counts writes acknowledged in the last second.
 
-    def __init__(self, running: Up, busy: Callable[[], int], seed: int) -> None:
+    What is done with ``proxies`` needs some, what is done to the network one of the storm's own.
+    """
+
+    def __init__(self, running: Up, ledger: Ledger, seed: int, proxies: Sequence[Proxy] = ()) -> None:
         self.running = running
-        self.busy = busy
+        self.ledger = ledger
+        self.busy = ledger.in_the_last_second
         self.random = random.Random(seed)
+        self.proxies = ProxyFaults(proxies, self.random, ledger.broke)
+        self.network = NetworkFaults(proxies, self.random, leads)
         self.done: Counter[str] = Counter()
+        self.slowest = 0.0
+        """The longest time from whole nodes to the proxies' serving them, in seconds."""
         self.busy_before_kill: list[int] = []
         self.kinds: dict[str, Callable[[Shard], None]] = {
             "primary killed": self.kill_primary,
@@ -43,6 +57,8 @@ class Faults:
             "replica killed": self.kill_replica,
             "connections cut": self.cut_connections,
             "slots moved": self.move_slots,
+            **self.proxies.kinds,
+            **self.network.kinds,
         }
 
     @property
@@ -58,13 +74,27 @@ class Faults:
     def strike(self, kind: str, busy: int = 1) -> None:
         """Do it to some shard, once all are whole and so many writes are acknowledged a second."""
         shards = self.settled(busy)
+        self.ledger.begins(kind)
         self.kinds[kind](self.random.choice(shards))
         self.done[kind] += 1
 
     def settled(self, busy: int = 1) -> list[Shard]:
         """The shards, once each has its primary, a replica in step, and clients that get their numbers."""
+        until(lambda: all(map(whole, shards_of(self.running))), "all nodes are well again")
+        self._served()
         until(lambda: self.busy() >= busy and all(map(in_step, shards_of(self.running))), "all is well again")
         return shards_of(self.running)
+
+    def _served(self) -> None:
+        """The nodes are whole: each proxy serves them soon."""
+        began = time.monotonic()
+        slots = [shard.slot for shard in shards_of(self.running)]
+        for proxy in self.proxies.proxies:
+            until(lambda url=proxy.url: serves(url, slots), f"{proxy.name} serves every shard")
+            took = time.monotonic() - began
+            self.slowest = max(self.slowest, took)
+            if took > SERVED_S:
+                self.ledger.broke("not served when all was whole", f"{proxy.name} after {took:.2f} s")
 
     # -- primaries that end ---------------------------------------------------------------------------
     def _kill(self, shard: Shard) -> None:
@@ -168,6 +198,16 @@ def in_step(shard: Shard) -> bool:
         fields = shard.primary.direct.info("replication")
         follower = fields.get("slave0", {}).get("state") == "online"
         return fields["role"] == "master" and follower and linked(shard.replica)
+    except redis.RedisError:
+        return False
+
+
+def whole(shard: Shard) -> bool:
+    """Whether its nodes are in step, know that the cluster is served, and are not paused any more."""
+    try:
+        known = [str(node.call("CLUSTER", "INFO")) for node in (shard.primary, shard.replica)]
+        paused = shard.primary.direct.info("clients").get("paused_actions", "none") != "none"
+        return not paused and all("cluster_state:ok" in each for each in known) and in_step(shard)
     except redis.RedisError:
         return False
 

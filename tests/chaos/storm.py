@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
-from tests.chaos.clients import Client, HeldClient, Ledger, NaiveClient, ProxyClient
+from tests.chaos.clients import BATCH, Client, HeldClient, Ledger, NaiveClient, ProxyClient
 from tests.chaos.faults import BUSY_ENOUGH, Faults
+from tests.chaos.proxies import Proxy, new_secret, two_proxies
+from tests.chaos.records import RecordClient, check_count, check_log
 from tests.harness import PATIENCE_S, Up, until
 from tests.system.nodes import configured, metric
 from tests.system.wire import Wire
@@ -31,7 +34,7 @@ proxy:
     - {prefix: "disk:", fsync: both, timeout: 700ms}
 """
 
-EVERYTHING = (
+NODES = (
     "primary killed",
     "switchover",
     "primary killed with writes unreplicated",
@@ -53,6 +56,29 @@ EVERYTHING = (
     "primary hung with writes unreplicated, replaced, back",
     "primary and replica killed",
 )
+"""One turn of what is done to the nodes alone."""
+
+OTHERS = (
+    "primary cut off",
+    "pause of writes",
+    "proxy killed",
+    "slow way to a primary",
+    "primary cut off from the other nodes alone",
+    "switchover by a proxy",
+    "one proxy cut off from a primary",
+    "pause of everything",
+    "proxy hung for a moment",
+    "primary cut off from the other nodes alone",
+    "switchover, and its proxy killed",
+    "way to a primary that loses packets",
+    "pause, and its proxy killed",
+    "replica cut off",
+    "primary cut off",
+    "switchover by a proxy",
+)
+"""And to proxies and the network."""
+
+EVERYTHING = tuple(kind for pair in itertools.zip_longest(NODES, OTHERS) for kind in pair if kind is not None)
 """One turn of the storm."""
 
 
@@ -64,6 +90,8 @@ class Outcome:
     faults: Faults
     ledger: Ledger
     lost: list[str] = field(default_factory=list)
+    gone: int = 0
+    """Writes that were answered OK, never acknowledged, and are lost: nobody was promised anything about them."""
     seconds: float = 0.0
 
 
@@ -80,22 +108,50 @@ def cluster(folder: Path, more: str = "") -> Iterator[Up]:
 
 
 @contextmanager
+def fleet(folder: Path, more: str = "\nproxy:") -> Iterator[tuple[Up, list[Proxy]]]:
+    """The same with two more proxies in front, which all know of each other."""
+    secret = new_secret(folder)
+    with (
+        cluster(folder, f"{more}\n  peers: {{secret_file: {secret}}}\n") as running,
+        two_proxies(folder, running, secret) as proxies,
+    ):
+        yield running, proxies
+
+
+@contextmanager
 def through_the_proxy(running: Up, ledger: Ledger) -> Iterator[list[Client]]:
-    yield [ProxyClient(number, ledger, running.redis_url) for number in range(CLIENTS)]
+    yield mixed([running.redis_url], ledger)
+
+
+def through(proxies: Sequence[Proxy]) -> Crew:
+    """A crew that uses these."""
+
+    @contextmanager
+    def crew(running: Up, ledger: Ledger) -> Iterator[list[Client]]:
+        yield mixed([proxy.url for proxy in proxies], ledger)
+
+    return crew
+
+
+def mixed(urls: Sequence[str], ledger: Ledger) -> list[Client]:
+    """A quarter of them keeps records."""
+    records = CLIENTS // 4
+    plain: list[Client] = [ProxyClient(number, ledger, urls) for number in range(CLIENTS - records)]
+    return plain + [RecordClient(number, ledger, urls) for number in range(CLIENTS - records, CLIENTS)]
 
 
 @contextmanager
 def under_durability(running: Up, ledger: Ledger) -> Iterator[list[Client]]:
     """They ask for nothing; half of them write what has to be on disks, too.  See ``DURABILITY``."""
     prefixes = ["held:"] * 4 + ["disk:"] * 4  # clients write in four ways
-    yield [HeldClient(n, ledger, running.redis_url, prefixes[n % len(prefixes)]) for n in range(CLIENTS)]
+    yield [HeldClient(n, ledger, [running.redis_url], prefixes[n % len(prefixes)]) for n in range(CLIENTS)]
     until(lambda: metric(running, "ackgate_concern_questions_open") == 0, "no reply is kept back any more")
 
 
 @contextmanager
 def under_no_rule(running: Up, ledger: Ledger) -> Iterator[list[Client]]:
     """The same, of keys that no rule is for."""
-    yield [HeldClient(number, ledger, running.redis_url, "free:") for number in range(CLIENTS)]
+    yield [HeldClient(number, ledger, [running.redis_url], "free:") for number in range(CLIENTS)]
 
 
 @contextmanager
@@ -147,30 +203,72 @@ def storm(
     kills: float,
     seconds: float,
     seed: int,
+    turn: bool = False,
+    proxies: Sequence[Proxy] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Strike as planned, again and again, until ``kills`` primaries were killed or the time is up; see what is lost.
 
-    Only kills with ``BUSY_ENOUGH`` writes acknowledged in the second before are counted.
+    Only kills with ``BUSY_ENOUGH`` writes acknowledged in the second before are counted. ``turn``: not before all of
+    the plan was done once, unless the time is up.
     """
     ledger = Ledger()
-    faults = Faults(running, ledger.in_the_last_second, seed)
+    faults = Faults(running, ledger, seed, list(proxies))
     outcome = Outcome(name, faults, ledger)
     started = time.monotonic()
 
     def strike() -> None:
-        for kind in itertools.cycle(plan):
-            if faults.kills >= kills or time.monotonic() - started > seconds:
+        for number, kind in enumerate(itertools.cycle(plan)):
+            over = faults.kills >= kills and (number >= len(plan) or not turn)
+            if over or time.monotonic() - started > seconds:
                 return
-            faults.strike(kind, BUSY if "killed" in kind else 1)
-            tell(f"{name}: {kind} ({faults.kills} kills, {len(ledger.acknowledged)} acknowledged)")
+            faults.strike(kind, BUSY if "killed" in kind and "proxy" not in kind else 1)
+            told = f"{time.monotonic() - started:.0f} s: {kind} ({faults.kills} kills)"
+            tell(f"{name}, {told}, {ledger.confirmed} acknowledged, longest stall {ledger.stall:.1f} s")
 
     with crew(running, ledger) as clients, at_work(clients):
         strike()
         faults.settled()
     outcome.lost = missing(running, ledger.acknowledged)
+    for client in clients:
+        outcome.lost += checked(running, client) if isinstance(client, RecordClient) else []
+    outcome.gone = len(missing(running, dict(ledger.unconfirmed)))
+    check_transactions(running, ledger)
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+def checked(running: Up, client: RecordClient) -> list[str]:
+    """What was acknowledged to it and is not there; broken invariants go to its ledger."""
+    lost = []
+    for log in client.logs:
+        lost += check_log(log, numbers(running, "LRANGE", log.key, 0, -1), client.ledger)
+    (found,) = numbers(running, "GET", client.count.key) or [0]
+    return lost + check_count(client.count, found, client.ledger)
+
+
+def numbers(running: Up, *command: str | int) -> list[int]:
+    """The numbers in a reply."""
+
+    def values() -> list[bytes] | None:
+        with Wire.to(running.redis_url) as wire:
+            reply = wire.call(*command)
+        return None if reply.startswith(b"-") else reply.split(b"\r\n")
+
+    words: list[bytes] = until(values, "everything can be read")
+    return [int(word) for word in words if word.isdigit()]
+
+
+def check_transactions(running: Up, ledger: Ledger) -> None:
+    """Of those that nobody acknowledged, all was done or nothing."""
+    doubtful = [keys for keys in ledger.transactions if keys[0] not in ledger.acknowledged]
+    for start in range(0, len(doubtful), READ_AT_ONCE // BATCH):
+        some = doubtful[start : start + READ_AT_ONCE // BATCH]
+        values = iter(read(running, [key for keys in some for key in keys]))
+        for keys in some:
+            there = sum(next(values) is not None for _ in keys)
+            if there not in (0, len(keys)):
+                ledger.broke("half a transaction", f"{there} of {len(keys)} keys of {keys[0]}")
 
 
 def missing(running: Up, acknowledged: dict[str, str]) -> list[str]:
@@ -201,10 +299,10 @@ def read(running: Up, keys: list[str]) -> list[str | None]:
 
 def report(outcomes: Sequence[Outcome]) -> Table:
     """One table, a column for each storm."""
-    table = Table(title="acknowledged writes under faults")
-    table.add_column("")
+    table = Table(title="acknowledged writes under faults", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
     for outcome in outcomes:
-        table.add_column(outcome.name, justify="right")
+        table.add_column(outcome.name, justify="right", no_wrap=True)
 
     def row(title: str, cell: Callable[[Outcome], object]) -> None:
         table.add_row(title, *(str(cell(outcome)) for outcome in outcomes))
@@ -212,19 +310,34 @@ def report(outcomes: Sequence[Outcome]) -> Table:
     def section(title: str, counter: Callable[[Outcome], dict[str, int]]) -> None:
         table.add_section()
         for kind in sorted({kind for outcome in outcomes for kind in counter(outcome)}):
-            table.add_row(f"{title}: {kind}", *(str(counter(outcome).get(kind, 0)) for outcome in outcomes))
+            table.add_row(f"{title}: {kind}", *(str(counter(outcome).get(kind, "")) for outcome in outcomes))
 
     row("seconds", lambda outcome: f"{outcome.seconds:.0f}")
-    section("fault", lambda outcome: outcome.faults.done)
+    table.add_section()
+    for kind in sorted({kind for outcome in outcomes for kind in outcome.faults.done}):
+        table.add_row(f"fault, longest stall: {kind}", *(struck(outcome, kind) for outcome in outcomes))
+    row("faults", lambda outcome: outcome.faults.done.total())
     row("primaries killed", lambda outcome: outcome.faults.killed)
     row(f"with {BUSY_ENOUGH} acknowledged in the second before", lambda outcome: outcome.faults.kills)
-    row("acknowledged in the second before, least", lambda outcome: min(outcome.faults.busy_before_kill, default=0))
+    row("switchovers called off", lambda outcome: outcome.faults.proxies.called_off)
     table.add_section()
     row("writes", lambda outcome: outcome.ledger.operations)
-    row("acknowledged", lambda outcome: len(outcome.ledger.acknowledged))
-    row("answered OK and never confirmed", lambda outcome: outcome.ledger.unconfirmed)
+    row("acknowledged", lambda outcome: outcome.ledger.confirmed)
+    row("answered OK and never acknowledged", lambda outcome: len(outcome.ledger.unconfirmed))
+    row("and gone, as they may be", lambda outcome: outcome.gone)
     section("WAIT", lambda outcome: outcome.ledger.waits)
     section("error", lambda outcome: outcome.ledger.errors)
     table.add_section()
+    row("longest stall of a client, s", lambda outcome: f"{outcome.ledger.stall:.1f}")
+    row("from whole nodes to served by all proxies, most, s", lambda outcome: f"{outcome.faults.slowest:.2f}")
+    table.add_section()
     row("acknowledged and lost", lambda outcome: len(outcome.lost))
+    section("broken", lambda outcome: outcome.ledger.broken)
+    row("invariants broken", lambda outcome: outcome.ledger.broken.total())
     return table
+
+
+def struck(outcome: Outcome, kind: str) -> str:
+    """How often, and the longest stall of a client by it in seconds."""
+    number = outcome.faults.done[kind]
+    return f"{number:3} {outcome.ledger.stalls.get(kind, 0.0):5.1f}" if number else ""

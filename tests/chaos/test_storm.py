@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import random
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tests.chaos.proxies import ProxyFaults
 from tests.chaos.storm import DURABILITY, Crew, by_naive_fan_out, cluster, storm, under_durability, under_no_rule
-from tests.harness import Up
+from tests.harness import Up, until
+from tests.system.nodes import shards_of
+from tests.system.wire import Wire
 
 SHORT = (
     "primary killed with writes unreplicated",
@@ -31,13 +38,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def test_planned_changes_cost_nobody_an_error_or_a_number(running: Up) -> None:
     outcome = storm(running, "planned", PLANNED, kills=math.inf, seconds=4, seed=1)
     assert outcome.faults.done.total() >= len(PLANNED)
-    assert (outcome.lost, outcome.ledger.unconfirmed) == ([], 0)
+    assert (outcome.lost, outcome.ledger.unconfirmed, outcome.ledger.examples) == ([], [], [])
     assert not outcome.ledger.errors and set(outcome.ledger.waits) <= {"reached", "deadline"}, outcome.ledger
 
 
 def test_nothing_that_was_acknowledged_is_lost(running: Up) -> None:
     outcome = storm(running, "ackgate", SHORT, kills=2, seconds=15, seed=1)
-    assert outcome.lost == []
+    assert (outcome.lost, outcome.ledger.examples) == ([], [])
     assert outcome.faults.killed >= 1 and len(outcome.ledger.acknowledged) > 100
 
 
@@ -54,6 +61,25 @@ def test_nothing_that_durability_let_pass_is_lost(running: Up) -> None:
 
 def test_without_a_rule_the_same_clients_lose_what_they_were_told(running: Up) -> None:
     assert caught(running, under_no_rule)
+
+
+@pytest.mark.parametrize("broken", [[], ["UNPAUSE"]])
+def test_a_pause_that_something_passes_is_seen(running: Up, broken: list[str]) -> None:
+    seen: list[str] = []
+    proxy: Any = SimpleNamespace(url=running.redis_url)
+    faults = ProxyFaults([proxy, proxy], random.Random(1), lambda invariant, example: seen.append(invariant))
+
+    def end_it() -> None:
+        with Wire.to(running.redis_url) as wire:
+            until(lambda: "paused_reason:client_pause" in wire.call("INFO", "clients").decode(), "clients are paused")
+            for word in broken:
+                wire.call("CLIENT", word)
+
+    ending = threading.Thread(target=end_it)
+    ending.start()
+    faults.kinds["pause of writes"](shards_of(running)[0])
+    ending.join()
+    assert set(seen) == ({"pause passed"} if broken else set())
 
 
 def caught(running: Up, crew: Crew) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trio
 
+from proxy.commands.breaking import check_process
 from proxy.commands.checked import Load, tags_of
 from proxy.commands.common import CommandError
-from proxy.commands.drill import _check_process, _Target
 from shard.client import ControlConnection
 from tests.cli.test_errors import one_line
 from tests.harness import Up, ackgate, until
@@ -93,7 +93,7 @@ def test_hash_tags_lie_where_they_should() -> None:
 
 def test_a_process_that_is_no_node_is_not_touched() -> None:
     with pytest.raises(CommandError, match="process 1 of this machine is not the node"):
-        _check_process(_Target("id", [], [], "127.0.0.1:1", 1, 1))
+        check_process(1, "127.0.0.1:1")
 
 
 def test_mistakes_are_told_in_one_line(running: Up, tmp_path: Path) -> None:

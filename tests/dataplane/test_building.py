@@ -51,7 +51,7 @@ class Sources:
 
 def test_the_data_plane_is_compiled_whole_or_not_at_all_and_nothing_of_an_earlier_build_stays(tmp_path: Path) -> None:
     sources = Sources(tmp_path)
-    data_plane = {"base", "requests", "lane", "client", "plane"}
+    data_plane = {"tally", "base", "requests", "lane", "client", "plane"}
     assert sources.build("nothing") == {"_compiled", *data_plane}
     assert sources.build("dataplane/lane") == {"_compiled"}
     assert sources.build("codec/_compiled") == data_plane

@@ -15,7 +15,8 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.observe.admin import AdminError, bind_admin, serve_admin, unready_reason
-from proxy.observe.metrics import Counters, Metrics, ShardFigures
+from proxy.observe.figures import NO_COMMANDS, CommandFigures, Counters, NodeFigures, ShardFigures
+from proxy.observe.metrics import Metrics
 from proxy.settings import AdminSettings
 
 NODE = {"address": "127.0.0.1:7000", "node_id": "a" * 40, "pid": 1, "offset": 5, "health": "online", "zone": None}
@@ -32,6 +33,12 @@ class StubServer:
 
     def shard_figures(self) -> Sequence[ShardFigures]:
         return [{"shard": "s1", "up": 1}]
+
+    def node_figures(self) -> Sequence[NodeFigures]:
+        return []
+
+    def command_figures(self) -> CommandFigures:
+        return NO_COMMANDS
 
     def topology(self) -> dict[str, Any]:
         return {"version": 3, "shards": self.shards}

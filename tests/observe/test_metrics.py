@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from prometheus_client.metrics_core import Metric
@@ -10,20 +13,43 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from proxy import __version__
-from proxy.observe import metrics as module
-from proxy.observe.metrics import Counters, Metrics, ShardFigures
+from proxy.observe.families import every
+from proxy.observe.figures import NO_COMMANDS, CommandFigures, Counters, NodeFigures, ShardFigures, Timed
+from proxy.observe.metrics import Metrics
+from proxy.observe.page import page
+
+ROOT = Path(__file__).parents[2]
+LABELS = {
+    *("shard", "node", "replica", "command", "error", "result", "step", "replicas", "kind", "worker"),
+    *("engine", "version", "codec", "data_plane", "python"),
+}
+"""None of them is a client's to choose."""
 
 
 class Stub:
-    def __init__(self, counters: Counters | None = None, shards: Sequence[ShardFigures] = ()) -> None:
+    def __init__(
+        self,
+        counters: Counters | None = None,
+        shards: Sequence[ShardFigures] = (),
+        nodes: Sequence[NodeFigures] = (),
+        commands: CommandFigures = NO_COMMANDS,
+    ) -> None:
         self._counters: Counters = counters or {}
         self._shards = shards
+        self._nodes = nodes
+        self._commands = commands
 
     def counters(self) -> Counters:
         return self._counters
 
     def shard_figures(self) -> Sequence[ShardFigures]:
         return self._shards
+
+    def node_figures(self) -> Sequence[NodeFigures]:
+        return self._nodes
+
+    def command_figures(self) -> CommandFigures:
+        return self._commands
 
 
 def families(metrics: Metrics) -> dict[str, Metric]:
@@ -58,13 +84,15 @@ def test_a_scrape_reads_the_figures_of_that_moment() -> None:
 
 
 def test_every_documented_figure_is_published() -> None:
-    counters = {key: number for number, key in enumerate(Counters.__annotations__, 1) if key != "engine_versions"}
-    found = families(Metrics(Stub(counters | {"engine_versions": {"valkey 9.1.2": 77}})))  # type: ignore[arg-type]
+    several = {"engine_versions": {"valkey 9.1.2": 77}, "primary_changes": {("abc", "failover"): 78}}
+    counters = {key: number for number, key in enumerate(Counters.__annotations__, 1000) if key not in several}
+    found = families(Metrics(Stub(counters | several)))  # type: ignore[arg-type]
     published = {
         sample.value for family in found.values() for sample in family.samples if sample.name.startswith("ackgate_")
     }
     assert set(counters.values()) <= published
     assert value(found, "ackgate_engine_nodes", engine="valkey", version="9.1.2") == 77
+    assert value(found, "ackgate_primary_changes", "_total", shard="abc", kind="failover") == 78
 
 
 def test_every_documented_figure_of_a_shard_is_published() -> None:
@@ -73,7 +101,8 @@ def test_every_documented_figure_of_a_shard_is_published() -> None:
     shard = figures | {"shard": "abc", "lag_bytes": {"127.0.0.1:7001": 5000}, "lag_seconds": {"127.0.0.1:7001": 0.75}}
     found = families(Metrics(Stub(shards=[shard])))  # type: ignore[list-item]
     samples = [sample for family in found.values() for sample in family.samples if sample.labels.get("shard") == "abc"]
-    assert set(figures.values()) | {5000, 0.75} == {sample.value for sample in samples}
+    changes = 0  # counted from the start
+    assert set(figures.values()) | {5000, 0.75, changes} == {sample.value for sample in samples}
     assert value(found, "ackgate_replica_lag_bytes", shard="abc", replica="127.0.0.1:7001") == 5000
     assert value(found, "ackgate_replica_lag_seconds", shard="abc", replica="127.0.0.1:7001") == 0.75
 
@@ -138,9 +167,66 @@ def test_registering_reads_no_figures() -> None:
     Metrics(Early())
 
 
+def test_every_documented_figure_of_a_node_is_published() -> None:
+    keys = [key for key in NodeFigures.__annotations__ if key not in ("shard", "node")]
+    figures = {key: number for number, key in enumerate(keys, 1000)}
+    node = figures | {"shard": "abc", "node": "127.0.0.1:7001"}
+    found = families(Metrics(Stub(nodes=[node, {"shard": "abc", "node": "b:1", "up": 0}])))  # type: ignore[list-item]
+    samples = [sample for family in found.values() for sample in family.samples if "node" in sample.labels]
+    assert {sample.value for sample in samples if sample.labels["node"] != "b:1"} == set(figures.values())
+    unknown = [sample.value for sample in samples if sample.labels["node"] == "b:1"]
+    assert unknown == [0], "what is not known is left out"
+
+
+def test_commands_have_counts_times_and_errors() -> None:
+    answered = {"get": Timed([1, 2, *[0] * 15, 1], 12.5), "config|get": Timed([1, *[0] * 17], 0.25)}
+    errors = {("get", "WRONGTYPE"): 1}
+    widths = Timed([3, 1, *[0] * 9], 5), Timed([], 0)
+    figures = CommandFigures(answered, {"get": Timed([0, 2, *[0] * 16], 0.5)}, errors, *widths)
+    found = families(Metrics(Stub(commands=figures)))
+    assert value(found, "ackgate_command_calls", "_total", command="get") == 4
+    assert value(found, "ackgate_command_errors", "_total", command="get", error="WRONGTYPE") == 1
+    assert value(found, "ackgate_command_seconds", "_bucket", command="get", le="5e-05") == 1
+    assert value(found, "ackgate_command_seconds", "_bucket", command="get", le="0.0001") == 3
+    assert value(found, "ackgate_command_seconds", "_bucket", command="get", le="10.0") == 3
+    assert value(found, "ackgate_command_seconds", "_bucket", command="get", le="+Inf") == 4
+    assert value(found, "ackgate_command_seconds", "_sum", command="config|get") == 0.25
+    assert value(found, "ackgate_command_shard_seconds", "_count", command="get") == 2
+    assert value(found, "ackgate_split_parts", "_sum") == 5
+    assert value(found, "ackgate_split_parts", "_bucket", le="1.0") == 3
+    assert value(found, "ackgate_fanout_shards", "_count") == 0
+
+
+def test_what_is_served_is_what_is_documented() -> None:
+    shard: ShardFigures = {"shard": "a"}
+    documented = {family.full_name: family for family in every()}
+    served = {
+        family.name.removesuffix("_info"): family
+        for family in Metrics(Stub(shards=[shard])).registry.collect()
+        if family.name.startswith("ackgate_")
+    }
+    of_the_parent = {name for name in documented if name.startswith("ackgate_worker")}
+    assert served.keys() == documented.keys() - of_the_parent
+    for name, family in served.items():
+        assert (family.type, family.documentation) == (documented[name].kind, documented[name].text)
+
+
+def test_the_page_is_what_the_code_says() -> None:
+    assert (ROOT / "METRICS.md").read_text() == page(), "METRICS.md is stale: make metrics-page writes it anew"
+
+
 def test_names_keep_the_conventions() -> None:
-    for _, name, text in module._COUNTERS + module._SHARD_COUNTERS:
-        assert not name.endswith("_total"), "the suffix is added by the exposition"
-        assert text.endswith(".")
-    names = [name for _, name, _ in module._COUNTERS + module._GAUGES + module._SHARD_COUNTERS + module._SHARD_GAUGES]
+    names = [family.name for family in every()]
     assert len(names) == len(set(names))
+    for family in every():
+        assert not family.name.endswith("_total"), "the suffix is added by the exposition"
+        assert family.text.endswith(".") and family.text[0].isupper() == family.text[0].isalpha(), family.text
+        assert (family.kind == "histogram") == bool(family.buckets)
+        assert set(family.labels) <= LABELS
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is of Debian's package prometheus")
+def test_prometheus_own_linter_finds_nothing() -> None:
+    body, _ = Metrics(Stub(shards=[{"shard": "a", "up": 1}])).render()
+    checked = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")

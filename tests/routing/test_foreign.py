@@ -6,7 +6,7 @@ import trio
 
 from proxy.routing.slot_map import View
 from proxy.settings import TimeoutSettings
-from proxy.topology.cluster import Cluster
+from proxy.topology.cluster import FORGET_AFTER, Cluster
 from proxy.topology.watch import NodeWatch
 from shard.client import Credentials
 from tests.routing.views import view
@@ -72,3 +72,15 @@ async def test_a_cluster_made_anew_at_the_same_addresses_is_ours() -> None:
         hear(ours, port, view("b", OURS, port))
     assert ours.map.version > before.version
     assert not ours.map.node_ids & before.node_ids
+
+
+async def test_a_stranger_who_comes_after_a_long_silence_does_not_make_us_forget_our_own() -> None:
+    ours = cluster()
+    ours.seeds = frozenset({("127.0.0.1", OURS[0])})
+    for port in OURS:
+        hear(ours, port, view("a", OURS, port))
+    for port in OURS:
+        ours.nodes["127.0.0.1", port].failed("no answer")
+        ours._named_at["127.0.0.1", port] -= 2 * FORGET_AFTER
+    hear(ours, OURS[0], view("b", [OURS[0], *THEIRS], OURS[0]))
+    assert set(ours.nodes) == {("127.0.0.1", port) for port in OURS}, "what the map has is watched"

@@ -41,3 +41,15 @@ async def test_a_redirection_is_news_that_no_older_view_speaks_against() -> None
     assert moved is not None and moved.primary is not None and moved.primary.port == 7003
     hear(ours, 7001, view("a", AFTER, 7001, epoch=6))
     assert led_by(ours) == 7003
+
+
+async def test_a_node_that_is_cut_off_and_then_lost_does_not_keep_the_others_from_being_believed() -> None:
+    ours = cluster()
+    # It raised its epoch with every election that it could not win; its routes are those of the others.
+    for port, epoch in zip(OURS, (5, 9, 5), strict=True):
+        hear(ours, port, view("a", BEFORE, port, epoch=epoch))
+    assert led_by(ours) == 7000
+    ours.nodes["127.0.0.1", 7001].failed("no answer")
+    for port in (7000, 7002):
+        hear(ours, port, view("a", AFTER, port, epoch=6))
+    assert led_by(ours) == 7003

@@ -80,6 +80,11 @@ def test_an_unknown_endpoint_is_the_address_we_asked(unknown):
     assert SlotMap.from_slots([[0, 1, [unknown, 7000, b"a", []]]], ASKED).shards[0].primary.host == ASKED[0]
 
 
+def test_a_node_whose_name_is_not_known_yet_is_found_by_its_address():
+    row = shard([0, 1], node(b"a", host=b"?") | {b"ip": b"10.0.0.7"})
+    assert SlotMap.from_shards([row], ASKED).shards[0].primary.host == "10.0.0.7"
+
+
 @pytest.mark.parametrize("reply", [[[b"slots"]], [1], [{b"slots": [0], b"nodes": []}]])
 def test_another_reply_is_refused(reply):
     with pytest.raises(ValueError, match="CLUSTER S"):

@@ -116,8 +116,8 @@ async def test_nodes_that_hold_keys_or_belong_to_two_clusters_are_refused(start:
 
 async def test_who_does_not_answer_or_is_no_cluster_node_is_named(tmp_path: Path, start: Callable[..., Any]) -> None:
     [node] = await start(1)
-    with pytest.raises(ShardError, match=r"^node 127\.0\.0\.1:1: connection refused"):
-        await form([*addresses([node]), ("127.0.0.1", 1)], shards=1, replicas=1)
+    with pytest.raises(ShardError, match=r"^node 127\.0\.0\.1:1: connection refused, waited for 0\.5 s: start it"):
+        await form([*addresses([node]), ("127.0.0.1", 1)], shards=1, replicas=1, timeout=0.5)
     port = node.port + 1
     single = spawn(
         [find_server().path, "--port", str(port), "--save", "", "--dir", str(tmp_path)], log=tmp_path / "log"

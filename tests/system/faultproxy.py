@@ -44,7 +44,15 @@ class FaultProxy:
         self.intercepted: tuple[bytes, bytes] | None = None
         """A request that does not reach the node the next time, and what is answered in its stead.  It has to be the
         first of those under way on its connection."""
+        self.stalls: bytes | None = None
+        """The next piece of data on the way to the node that holds these bytes waits for ``deliver``, and what its
+        connection brings behind it; all others pass."""
+        self.stalled = 0
+        """How many pieces of data did, or do."""
+        self.delivered = 0
+        """How many of them have reached the node, or a connection that it had closed by then."""
         self.accepted = 0
+        self._delivered = trio.Event()
         self._connections: set[Connection] = set()
         self._open = trio.Event()
         self._listening: trio.CancelScope | None = None
@@ -60,6 +68,10 @@ class FaultProxy:
     def heal(self) -> None:
         """Everything passes again, what waited in the cable first; connections that led nowhere are reset."""
         self._do(self._heal)
+
+    def deliver(self) -> None:
+        """What ``stalls`` has kept in the cable comes out of it, whoever has given its connection up by now."""
+        self._do(self._deliver)
 
     def half_open(self) -> None:
         """The connections that there are lead nowhere any more, and neither end is told; new ones pass."""
@@ -92,6 +104,11 @@ class FaultProxy:
         self.delay, self.trickles, self.intercepted = 0.0, False, None
         self._open.set()
         self._close({each for each in self._connections if each.swallowed})
+
+    def _deliver(self) -> None:
+        self.stalls = None
+        self._delivered.set()
+        self._delivered = trio.Event()
 
     def _swallow(self) -> None:
         for each in self._connections:
@@ -164,6 +181,9 @@ class FaultProxy:
                     await trio.sleep(self.delay)
                 if connection.swallowed:
                     continue
+                if self.stalls is not None and source is connection.client and self.stalls in data:
+                    await self._stall(data, sink)
+                    continue
                 if self.intercepted is not None and source is connection.client and self.intercepted[0] in data:
                     (request, reply), self.intercepted = self.intercepted, None
                     data = data.replace(request, b"", 1)
@@ -174,6 +194,15 @@ class FaultProxy:
             await trio.sleep_forever()
         with suppress(*GONE):
             await sink.send_eof()
+
+
+    async def _stall(self, data: bytes, sink: trio.SocketStream) -> None:
+        self.stalls = None
+        self.stalled += 1
+        await self._delivered.wait()
+        with suppress(*GONE):
+            await sink.send_all(data)
+        self.delivered += 1
 
 
 @contextmanager

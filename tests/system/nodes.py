@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,18 @@ from proxy.acks.rounds import expand
 from tests.harness import Up, until, up
 from tests.system.load import tag
 from tests.system.wire import Wire
+
+
+@contextmanager
+def stopped(pids: Sequence[int]) -> Iterator[None]:
+    """These processes hang."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 class Node:
@@ -31,13 +43,8 @@ class Node:
     def call(self, *args: str | int) -> Any:
         return self.direct.execute_command(*args)  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        os.kill(self.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self.pid, signal.SIGCONT)
+    def stopped(self) -> AbstractContextManager[None]:
+        return stopped([self.pid])
 
     @contextmanager
     def set(self, name: str, value: str) -> Iterator[None]:

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from proxy.codec import split_inline
 from proxy.codec.reply import bulk_value, decode, elements, is_error
 from tests.harness import Up, until
 from tests.system.beside import everybody, node, plain_server, proxy_beside
-from tests.system.wire import Wire
+from tests.system.wire import Wire, words
 
 PASSWORD = "a long secret"
-
-
-def words(line: str) -> list[bytes]:
-    return split_inline(line.encode())
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ import redis
 
 from tests.harness import ENVIRONMENT, PATIENCE_S, Up, until, up
 from tests.system.load import Confirmer, Setter, Transactor, Worker, go_on, load, metric
+from tests.system.nodes import stopped
 from tests.system.wire import Wire
 
 UNKNOWN = (
@@ -292,17 +293,6 @@ def test_a_whole_shard_dies_and_the_others_go_on(broken: Up) -> None:
     only_documented(setters, confirmers, carriers)
     assert not any(each.errors for each in on(SLOTS[0], everybody, broken)[0])
     nothing_confirmed_is_gone(broken, confirmers)
-
-
-@contextmanager
-def stopped(pids: Sequence[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def test_nodes_that_hang_all_together_go_on_as_if_nothing_had_been(broken: Up) -> None:

@@ -14,7 +14,6 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.codec import split_inline
 from proxy.codec.reply import decode, elements, is_error
 from proxy.sessions.brake import Brake
 from proxy.topology.roster import read_users, unrestricted
@@ -22,7 +21,8 @@ from tests.harness import Up, until
 from tests.system.beside import everybody, node, on, primaries, proxy_beside
 from tests.system.load import tag
 from tests.system.nodes import metric, shards_of
-from tests.system.wire import Closed, Wire
+from tests.system.users import users_on_both
+from tests.system.wire import Closed, Wire, words
 
 NARROW = "on >secret ~app:* &news:* +@read +@write +@connection +multi +exec +subscribe +publish -client -ping"
 USERS = {
@@ -37,25 +37,11 @@ USERS = {
 }
 
 
-def words(line: str) -> list[bytes]:
-    parts = split_inline(line.encode())
-    assert parts is not None
-    return parts
-
-
 @pytest.fixture(scope="module")
 def doors(endpoint: Up, direct: int) -> Iterator[tuple[str, str]]:
     """URLs of the proxy and of a plain server with the same users."""
-    urls = endpoint.redis_url, f"redis://127.0.0.1:{direct}"
-    for url in urls:
-        with Wire.to(url) as admin:
-            for name, rules in USERS.items():
-                assert admin.call("ACL", "SETUSER", name, "reset", *rules.split()) == b"+OK\r\n"
-    yield urls
-    for url in urls:
-        with Wire.to(url) as admin:
-            admin.call("ACL", "DELUSER", *USERS)
-            admin.call("FLUSHALL")
+    with users_on_both(endpoint, direct, USERS) as urls:
+        yield urls
 
 
 @contextlib.contextmanager

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.codec import split_inline
 from tests.harness import Up
 from tests.system.corpus import CORPUS
-from tests.system.wire import Wire
+from tests.system.wire import Wire, words
 
 SESSION = r"""
     SET k "a\x00\"b\\\r\n\t\x07\x08\xc3"
@@ -50,10 +49,6 @@ def watchers(endpoint: Up, direct: int, wire: Wire) -> Iterator[tuple[Wire, Wire
     with Wire.to(endpoint.redis_url) as ours, Wire("127.0.0.1", direct) as plain:
         assert ours.call("MONITOR") == plain.call("MONITOR") == b"+OK\r\n"
         yield ours, plain
-
-
-def words(line: str) -> list[bytes]:
-    return split_inline(line.strip().encode())
 
 
 def lines_until(watcher: Wire, mark: str) -> list[bytes]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import redis
 
 from proxy.codec import key_slot
 from tests.harness import Up, until
+from tests.system.nodes import stopped
 from tests.system.wire import Wire
 
 
@@ -37,17 +35,6 @@ def cut_lanes(endpoint: Up, key: bytes) -> None:
         until(lambda: not lanes & {int(each["id"]) for each in node.client_list()}, "the lanes are gone")
     with Wire.to(endpoint.redis_url) as other:
         assert other.call(b"EXISTS", key)[:1] == b":"  # carried by a new lane: the loss of the old ones was seen
-
-
-@contextmanager
-def stopped(pids: list[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.codec import split_inline
 from proxy.topology.logins import Logins
 from proxy.topology.roster import NodeUsers, Roster, may_hear
 from shard.client import Credentials, ReplyError
 from tests.harness import Up, until
 from tests.system.beside import everybody, on
-from tests.system.wire import Closed, Wire
+from tests.system.users import users_on_both
+from tests.system.wire import Closed, Wire, words
 
 RULES = {
     "queues": "on >secret ~app:* &news:* +get +set +multi +exec +discard +acl|whoami +eval",
@@ -26,25 +26,11 @@ RULES = {
 }
 
 
-def words(line: str) -> list[bytes]:
-    parts = split_inline(line.encode())
-    assert parts is not None
-    return parts
-
-
 @pytest.fixture(scope="module")
 def doors(endpoint: Up, direct: int) -> Iterator[tuple[str, str]]:
     """URLs of the proxy and of a plain server with the same users."""
-    urls = endpoint.redis_url, f"redis://127.0.0.1:{direct}"
-    for url in urls:
-        with Wire.to(url) as admin:
-            for name, rules in RULES.items():
-                assert admin.call("ACL", "SETUSER", name, "reset", *rules.split()) == b"+OK\r\n"
-    yield urls
-    for url in urls:
-        with Wire.to(url) as admin:
-            admin.call("ACL", "DELUSER", *RULES)
-            admin.call("FLUSHALL")
+    with users_on_both(endpoint, direct, RULES) as urls:
+        yield urls
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from proxy.codec import key_slot
 from proxy.codec.reply import bulk_value, decode, elements, is_error
 from proxy.control.scripts import OVERHEAD, ScriptBook
 from tests.harness import Up, until
-from tests.system.beside import everybody, node, on, primaries
+from tests.system.beside import everybody, moved, node, on, primaries
 from tests.system.nodes import promote, shards_of
 from tests.system.wire import Wire
 
@@ -244,6 +244,15 @@ def test_a_script_that_is_missed_never_runs_behind_what_was_sent_later(endpoint:
         assert wire.call("EVALSHA", sha, 1, "other{n}").startswith(b":")
 
 
+def test_scripts_that_are_missed_one_behind_the_other_are_all_carried_out_in_order(endpoint: Up, wire: Wire) -> None:
+    sha = digest(INCREMENT)
+    wire.call("EVAL", INCREMENT, 1, KEYS[0])
+    wire.call("EVALSHA", sha, 1, KEYS[0])
+    on(primaries(endpoint), "SCRIPT", "FLUSH")
+    calls = [words for at in range(50) for words in (["EVALSHA", sha, 1, KEYS[0]], ["SET", f"other:{at}", at])]
+    assert wire.pipeline(calls) == [reply for at in range(3, 53) for reply in (b":%d\r\n" % at, b"+OK\r\n")]
+
+
 def test_in_a_transaction_a_script_is_found_on_a_new_node_too(endpoint: Up, wire: Wire) -> None:
     wire.call("EVAL", INCREMENT, 1, "n")
     lose_lanes(endpoint, "SCRIPT", "FLUSH")
@@ -307,6 +316,42 @@ def test_evalsha_survives_a_failover(fresh: Callable[..., Up]) -> None:
         assert wire.call("FCALL", "count", 1, "n") == b":5\r\n"
 
 
+@pytest.mark.parametrize("loads", [True, False], ids=["may load", "may not load"])
+def test_a_pipeline_that_meets_a_failover_finds_its_script_each_time(fresh: Callable[..., Up], loads: bool) -> None:
+    """Sent to the former primary, all of it is sent again to one that does not have the script."""
+    running = fresh("--shards", "1")
+    sha = digest(INCREMENT)
+    rules = ["on", ">secret", "~*", "+@all", *([] if loads else ["-script"])]
+    with user(running, "caller", *rules), Wire.to(running.redis_url) as wire:
+        assert wire.call("AUTH", "caller", "secret") == b"+OK\r\n"
+        assert wire.call("EVAL", INCREMENT, 1, "n") == b":1\r\n"
+        count = 1
+        for _ in range(4):
+            assert wire.call("WAIT", 1, 10_000) == b":1\r\n"
+            replica = shards_of(running)[0].replica
+            replica.call("SCRIPT", "FLUSH")
+            promote(replica)
+            calls: list[list[bytes | str | int]] = [["EVALSHA", sha, 1, "n"] for _ in range(5)]
+            if loads:
+                calls[3:3] = [["INCR", "n"], ["EVALSHA", sha, 1, "other{n}"], ["SET", "another{n}", 1]]
+            replies = wire.pipeline(calls)
+            assert replies[:3] == [b":%d\r\n" % (count + at) for at in (1, 2, 3)]
+            count += 6 if loads else 5
+            assert replies[-1] == b":%d\r\n" % count
+            until(lambda: shards_of(running)[0].primary.id == replica.id, "the proxy sees the new primary")  # noqa: B023
+
+
+def test_a_pipeline_that_follows_its_slot_finds_its_script_each_time(endpoint: Up, wire: Wire) -> None:
+    key = KEYS[0]
+    for turn in range(3):
+        text = f"{INCREMENT} -- {turn}"
+        assert wire.call("SET", key, 0) == b"+OK\r\n"
+        assert wire.call("EVAL", text, 1, key) == b":1\r\n"
+        with moved(endpoint, key):
+            again = ["EVALSHA", digest(text), 1, key]
+            assert wire.pipeline([again, again, ["INCR", key]] * 10) == [b":%d\r\n" % at for at in range(2, 32)]
+
+
 def test_a_node_whose_scripts_are_stuck_for_good_is_told_of(fresh: Callable[..., Up], tmp_path: Path) -> None:
     """A defect of Valkey 9.1, met by a call that names keys of several slots."""
     running = fresh("--shards", "1")
@@ -368,7 +413,8 @@ def test_the_scripts_that_are_kept_are_bounded_in_bytes() -> None:
 def test_a_shard_without_any_library_gets_those_of_the_others(endpoint: Up, wire: Wire) -> None:
     assert wire.call("FUNCTION", "LOAD", LIBRARY) == b"$8\r\ncounting\r\n"
     on(primaries(endpoint)[1:2], "FUNCTION", "FLUSH")
-    assert wire.pipeline([["FCALL", "count", 1, key] for key in KEYS]) == [b":1\r\n"] * 12
+    calls = [["FCALL", "count", 1, key] for key in KEYS for _ in range(3)]
+    assert wire.pipeline(calls) == [b":1\r\n", b":2\r\n", b":3\r\n"] * 12
     assert [len(decode(reply)) for reply in on(primaries(endpoint), "FUNCTION", "LIST")] == [1, 1, 1]
     until(
         lambda: [len(decode(reply)) for reply in on(everybody(endpoint), "FUNCTION", "LIST")] == [1] * 6,

@@ -276,6 +276,17 @@ class Sets:
                 await trio.sleep(0.01)
 
 
+@asynccontextmanager
+async def setting(running: Up, shard: Shard) -> AsyncIterator[tuple[Server, Sets]]:
+    """A proxy in this process and a client that sets a key of the shard all the while."""
+    async with inside(running) as server, trio.open_nursery() as nursery:
+        sets = Sets(server, shard.key)
+        nursery.start_soon(sets.run)
+        await sets.more()
+        yield server, sets
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_replica_that_cannot_catch_up_is_not_waited_for_and_all_is_as_before(
     endpoint: Up, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,13 +299,9 @@ async def test_a_replica_that_cannot_catch_up_is_not_waited_for_and_all_is_as_be
 
     monkeypatch.setattr(handover, "pause_writes", stop_behind)
     try:
-        async with inside(endpoint) as server, trio.open_nursery() as nursery:
-            sets = Sets(server, shard.key)
-            nursery.start_soon(sets.run)
-            await sets.more()
+        async with setting(endpoint, shard) as (server, sets):
             lines = await _lines(server, shard.primary, most_stall=0.6)
             await sets.more()
-            nursery.cancel_scope.cancel()
         assert lines[-1]["result"] == "rolled_back"
         assert lines[-1]["error"].startswith(f"{address(shard.replica)}: no answer within")
         assert f"{address(shard.primary)} goes on leading shard" in lines[-1]["error"]
@@ -320,17 +327,13 @@ async def test_a_replica_that_is_not_elected_leaves_the_primary_leading(
         return await promote(replica, deadline)
 
     monkeypatch.setattr(handover, "promote", without_voters)
-    async with inside(endpoint) as server, trio.open_nursery() as nursery:
-        sets = Sets(server, shard.key)
-        nursery.start_soon(sets.run)
-        await sets.more()
+    async with setting(endpoint, shard) as (server, sets):
         try:
             lines = await _lines(server, shard.primary, most_stall=0.6)
             await sets.more()
         finally:
             for each in others:
                 os.kill(each.primary.pid, signal.SIGCONT)
-        nursery.cancel_scope.cancel()
     assert lines[-1]["result"] == "rolled_back"
     assert "was not elected within" in lines[-1]["error"] and "goes on leading shard" in lines[-1]["error"]
     assert set(sets.replies) == {b"OK"}
@@ -356,13 +359,9 @@ async def test_a_primary_that_dies_on_the_way_is_replaced_as_after_any_failure(
         os.kill(shard.primary.pid, signal.SIGKILL)
 
     monkeypatch.setattr(handover, "pause_writes", kill_behind)
-    async with inside(endpoint) as server, trio.open_nursery() as nursery:
-        sets = Sets(server, shard.key)
-        nursery.start_soon(sets.run)
-        await sets.more()
+    async with setting(endpoint, shard) as (server, sets):
         line = (await _lines(server, shard.primary))[-1]
         await sets.more()
-        nursery.cancel_scope.cancel()
     assert line["result"] == "rolled_back" and line["error"].startswith(f"{address(shard.primary)}: "), line
     assert line["error"].endswith("; the shard's nodes decide now who leads, as after any failure")
     assert set(sets.replies) == {b"OK"}, "what was held went to the one that was elected"

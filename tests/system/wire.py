@@ -7,9 +7,16 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from proxy.codec import ReplyState, encode_request, frame_replies
+from proxy.codec import ReplyState, encode_request, frame_replies, split_inline
 
 TIMEOUT = 30.0  # seconds after which a reply that should come is held for one that never will
+
+
+def words(line: str) -> list[bytes]:
+    """A request as one would type it, quotes and all."""
+    parts = split_inline(line.encode())
+    assert parts is not None, f"unbalanced quotes: {line}"
+    return parts
 
 
 class Closed(Exception):

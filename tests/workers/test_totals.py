@@ -8,16 +8,18 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.observe.metrics import Counters, Metrics, ShardFigures
-from proxy.workers.totals import GAUGES, SUMMED, Family, Totals, families, render
+from proxy.observe.figures import NO_COMMANDS, CommandFigures, Counters, NodeFigures, ShardFigures
+from proxy.observe.metrics import Metrics
+from proxy.workers.totals import TOGETHER, Family, Totals, families, render
 
 LAGS: dict[str, int] = {"r": 5}
 
 
 class Figures:
-    def __init__(self, counters: Counters, shard: ShardFigures) -> None:
+    def __init__(self, counters: Counters, shard: ShardFigures, node: NodeFigures | None = None) -> None:
         self._counters = counters
         self._shard = shard
+        self._node = node
 
     def counters(self) -> Counters:
         return self._counters
@@ -25,13 +27,21 @@ class Figures:
     def shard_figures(self) -> Sequence[ShardFigures]:
         return [self._shard]
 
+    def node_figures(self) -> Sequence[NodeFigures]:
+        return [self._node] if self._node is not None else []
 
-def worker(counters: Counters, shard: ShardFigures | None = None) -> list[Family]:
-    return families(Metrics(Figures(counters, shard or {"shard": "s"})).registry)
+    def command_figures(self) -> CommandFigures:
+        return NO_COMMANDS
+
+
+def worker(
+    counters: Counters, shard: ShardFigures | None = None, node: NodeFigures | None = None
+) -> list[Family]:
+    return families(Metrics(Figures(counters, shard or {"shard": "s"}, node)).registry)
 
 
 def samples(totals: Totals, *sources: list[Family], accept: str = "") -> dict[str, float]:
-    text = render(totals.together(sources), accept)[0].decode()
+    text = render(totals.together(dict(enumerate(sources, 1))), accept)[0].decode()
     return {
         sample.name + "".join(f" {name}={value}" for name, value in sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text.removesuffix("# EOF\n"))
@@ -75,7 +85,7 @@ def test_one_worker_alone_is_what_it_says() -> None:
     together = {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(
-            render(Totals().together([families(metrics.registry)]), "")[0].decode()
+            render(Totals().together({1: families(metrics.registry)}), "")[0].decode()
         )
         for sample in family.samples
     }
@@ -89,19 +99,39 @@ def test_one_worker_alone_is_what_it_says() -> None:
 def test_every_gauge_has_its_meaning() -> None:
     """A new gauge has to be thought about: is it the sum, the largest or the smallest of what workers say?"""
     gauges = {name for name, _, kind, _, _ in worker({}) if kind == "gauge"}
-    assert gauges == GAUGES.keys() | SUMMED
-    assert GAUGES.keys().isdisjoint(SUMMED)
+    assert gauges <= TOGETHER.keys()
 
 
 def test_counts_of_one_that_is_gone_stay_and_what_it_had_does_not() -> None:
     totals = Totals()
     staying = worker({"clients_open": 1, "commands": 5})
-    totals.bury(worker({"clients_open": 4, "commands": 100}))
-    totals.bury(worker({"clients_open": 4, "commands": 10}))
+    totals.bury(2, worker({"clients_open": 4, "commands": 100}))
+    totals.bury(2, worker({"clients_open": 4, "commands": 10}))
     found = samples(totals, staying)
     assert found["ackgate_commands_total"] == 115
     assert found["ackgate_clients_open"] == 1
     assert samples(totals)["ackgate_commands_total"] == 110, "also when nobody is left"
+
+
+def test_what_all_see_is_counted_on_by_one_that_takes_anothers_place() -> None:
+    totals = Totals()
+    totals.bury(1, worker({"pauses": 5}))
+    assert samples(totals, worker({"pauses": 0}), worker({"pauses": 5}))["ackgate_pauses_total"] == 5
+    assert samples(totals, worker({"pauses": 2}), worker({"pauses": 7}))["ackgate_pauses_total"] == 7
+    assert samples(totals, worker({"pauses": 3}))["ackgate_pauses_total"] == 8
+
+
+def test_what_nodes_count_is_not_kept_when_a_worker_that_saw_it_is_gone() -> None:
+    """A node started anew counts from 0, and nobody else."""
+    totals = Totals()
+    node: NodeFigures = {"shard": "s", "node": "n", "up": 1, "commands": 1000, "keys": 3}
+    totals.bury(1, worker({}, node=node))
+    anew: NodeFigures = {"shard": "s", "node": "n", "up": 1, "commands": 4, "keys": 3}
+    other: NodeFigures = {"shard": "s", "node": "n", "up": 0, "commands": 3, "keys": 3}
+    found = samples(totals, worker({}, node=anew), worker({}, node=other))
+    assert found["ackgate_node_commands_total node=n shard=s"] == 4
+    assert found["ackgate_node_keys node=n shard=s"] == 3
+    assert found["ackgate_node_up node=n shard=s"] == 0
 
 
 def test_histograms_are_added_bucket_by_bucket_and_their_birth_is_the_first() -> None:
@@ -114,14 +144,14 @@ def test_histograms_are_added_bucket_by_bucket_and_their_birth_is_the_first() ->
 
     first, second, third = observed(0.5, 1.5), observed(1.5), observed(9, 0.1)
     totals = Totals()
-    totals.bury(third)
+    totals.bury(1, third)
     found = samples(totals, first, second)
     assert found["h_bucket le=1.0 shard=s"] == 2
     assert found["h_bucket le=2.0 shard=s"] == 4
     assert found["h_bucket le=+Inf shard=s"] == found["h_count shard=s"] == 5
     assert found["h_sum shard=s"] == pytest.approx(0.5 + 1.5 + 1.5 + 9.1)
     born = [value for source in (first, second, third) for name, _, value in source[0][4] if name == "h_created"]
-    [together] = totals.together([first, second])
+    [together] = totals.together({1: first, 2: second})
     assert [sample.value for sample in together.samples if sample.name == "h_created"] == [min(born)]
 
 
@@ -135,5 +165,5 @@ def test_labels_that_only_some_have_are_kept_and_the_openmetrics_form_is_whole()
 
     found = samples(Totals(), counted("a", "b"), counted("b", "c"))
     assert [found[f"c_total kind={kind}"] for kind in "abc"] == [1, 2, 1]
-    body, kind = render(Totals().together([worker({"commands": 1})]), "application/openmetrics-text; version=1.0.0")
+    body, kind = render(Totals().together({1: worker({"commands": 1})}), "application/openmetrics-text; version=1.0.0")
     assert kind.startswith("application/openmetrics-text") and body.endswith(b"# EOF\n")

@@ -1,0 +1,30 @@
+"""The port that clients come to: had, or said why it cannot be."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from proxy.errors import UserError
+from proxy.settings import ListenSettings
+
+
+def bound(listen: ListenSettings, bind: Callable[[socket.socket, Any], None]) -> socket.socket:
+    """A TCP socket that ``bind(socket, address)`` has bound to the address clients come to.  Raises ``UserError``."""
+    host, port = listen.host, listen.port
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            bind(listener, address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; "
+            "stop what uses it or choose another port (listen.port)"
+        ) from None
+    return listener

