@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first call makes. ARGS= is handed to the command behind a target:
 #   make up ARGS="--port 7000 --shards 4"      make test ARGS="tests/cli -k ready"
 .DEFAULT_GOAL := help
-.PHONY: help up test test-slow monitoring-test dashboards compat compat-suites chaos lint fuzz asan clean bench failover profile switchovers
+.PHONY: help up test test-slow monitoring-test dashboards compat compat-suites chaos lint fuzz asan clean bench failover profile switchovers compose-test metrics-page metrics-cost
 ARGS ?=
 # Tests wait most of the time: more of them than cores at once.
 TESTERS ?= 3
@@ -15,12 +15,15 @@ help:
 	@echo "make test-slow  run those that take their time"
 	@echo "make monitoring-test  alerts, dashboards and consoles against a real Prometheus and a real browser"
 	@echo "make dashboards  write the files of deploy/grafana and deploy/prometheus/consoles anew"
+	@echo "make compose-test  run deploy/compose.yaml for real and break it, five minutes; needs Docker and root"
 	@echo "make compat  call every command direct and through the proxy, and write COMPATIBILITY.md"
 	@echo "make compat-suites  run the suites of redis-py and valkey-py direct and through the proxy, six minutes"
 	@echo "make chaos  break nodes, proxies and the network under load for five minutes and read back every acknowledged write"
 	@echo "make bench  measure it next to other proxies, twelve minutes; QUICK=1 three, WORKLOAD=A-get one workload alone"
 	@echo "make failover  kill and stop primaries, shards and all nodes, and tell how far behind them the proxy is, three minutes"
 	@echo "make switchovers  change primaries under load and show how long clients waited"
+	@echo "make metrics-page  write METRICS.md from the code"
+	@echo "make metrics-cost  measure what metrics by command cost, three minutes"
 	@echo "make profile WORKLOAD=A-get  show where its time goes under that load"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make fuzz   the two implementations of the codec against each other, at length"
@@ -47,9 +50,24 @@ monitoring-test: .venv/installed-dev
 dashboards: .venv/installed
 	@exec .venv/bin/python -m deploy.dashboards
 
+# The deployment in real containers; root, since it cuts them off by their packet filters. Images that cannot be pulled may
+# be replaced: BASE_IMAGE, VALKEY_IMAGE, PROM_IMAGE, HAPROXY_IMAGE in the environment, as for docker compose.
+compose-test: .venv/installed-dev
+	@docker info >/dev/null 2>&1 || { \
+	  echo "make: no Docker engine answers; install one and start it (on Debian: apt install docker.io), and run this as root" >&2; exit 1; }
+	@docker compose version >/dev/null 2>&1 || { \
+	  echo "make: docker has no compose plugin; install version 2 or newer" >&2; exit 1; }
+	@for needed in iptables nsenter redis-cli; do command -v $$needed >/dev/null || { \
+	  echo "make: $$needed is needed and not on PATH (on Debian: apt install iptables util-linux redis-tools)" >&2; exit 1; }; done
+	@exec .venv/bin/python -m pytest -m compose tests/compose $(ARGS)
+
 # Every command of the engine, direct and through the proxy; a test holds the page against what is seen.
 compat: .venv/installed-dev
 	@exec .venv/bin/python -m tests.compat.page
+
+# The list of metrics; a test fails where it is not what the code says.
+metrics-page: .venv/installed
+	@exec .venv/bin/python -m proxy.observe.page
 
 # Other people's tests. ARGS="--save" keeps the figures for the page, ARGS="--suite redis -k pipeline" runs a part.
 compat-suites: .venv/installed-compat
@@ -65,6 +83,10 @@ chaos: .venv/installed-dev
 bench: .venv/installed-bench
 	@exec .venv/bin/python -m tests.bench run $(if $(QUICK),--quick) $(WORKLOAD) $(ARGS)
 
+# The exit status is 1 where they cost more than they may. ARGS="--rounds 7 --seconds 1" makes it shorter.
+metrics-cost: .venv/installed-bench
+	@exec .venv/bin/python -m tests.bench.counting $(ARGS)
+
 # Both targets of the project are held by the exit status. ARGS="--failovers 3 --outages 0" makes it shorter.
 failover: .venv/installed-bench
 	@exec .venv/bin/python -m tests.bench.failover $(ARGS)
@@ -78,7 +100,7 @@ profile: .venv/installed-bench
 
 lint: .venv/installed-dev
 	@.venv/bin/ruff check .
-	@.venv/bin/mypy --strict --explicit-package-bases proxy shard tests/bench
+	@.venv/bin/mypy --strict --explicit-package-bases proxy shard tests/bench deploy/dashboards
 
 # Both implementations of the codec on the same input for some minutes. ARGS= is the number of examples.
 fuzz: .venv/installed-dev

@@ -221,12 +221,19 @@ wait_for_the_heir() {
 # The engine remembers nodes by address, and no node finds another where all addresses changed at once (containers made
 # anew, a host that starts again). So names are looked up before the server starts. Of two nodes it is enough that the
 # later one finds the earlier, which then learns from it; so a name that is not there yet may wait.
+renewed() { # ID HOST KNOWN-ADDRESS: a line, where it is another now
+    address=$(resolve "$2")
+    [ -z "$address" ] || [ "$address" = "$3" ] || echo "$1 $address"
+}
+
 renew_addresses() {
-    nodes_on_disk | while read -r id _flags _primary host _port known; do
-        [ "$host" != "$known" ] && [ "$known" != - ] || continue
-        address=$(resolve "$host")
-        [ -z "$address" ] || [ "$address" = "$known" ] || echo "$id $address"
-    done >"$NODE_DIR/nodes.moved"
+    # All at once: where a name is not there, some engines let one wait for seconds to be told.
+    nodes_on_disk | {
+        while read -r id _flags _primary host _port known; do
+            [ "$host" = "$known" ] || [ "$known" = - ] || renewed "$id" "$host" "$known" &
+        done
+        wait
+    } >"$NODE_DIR/nodes.moved"
     if [ -s "$NODE_DIR/nodes.moved" ]; then
         say "$(wc -l <"$NODE_DIR/nodes.moved") of the nodes it knows have new addresses"
         awk 'NR == FNR { moved[$1] = $2; next }

@@ -424,8 +424,7 @@ class Server:
             return False
         if new.primary is not None:
             before = self.cluster.watch_of(old.primary) if old is not None and old.primary is not None else None
-            answered = before is not None and before.alive and self.lanes.base[new.index].attached
-            self.pulse.leads(new.id.decode(), new.primary, answered or self.lanes.on_hold(new.index))
+            self.pulse.leads(new.id.decode(), new.primary, answered=before is not None and before.alive)
         self.lanes.retire(new.index)
         self.lanes.let_go(new.index)
         self.acks.primary_changed(new.index, new.primary.node_id.decode() or None if new.primary is not None else None)

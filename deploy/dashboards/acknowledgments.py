@@ -144,7 +144,8 @@ PAGE = Page(
             (
                 Panel(
                     "Behind, in time",
-                    "Age of the oldest part of its primary's data that a replica is not known to have.",
+                    "Age of the oldest part of its primary's data that a replica is not known to have; one that starts "
+                    "anew lacks everything for a moment.",
                     (Query(worst("ackgate_replica_lag_seconds", SHARD, "replica"), "{{replica}}"),),
                     unit="s",
                     steps=((None, GREEN), (5, RED)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploy.dashboards.panels import BLUE, GREEN, ORANGE, RED, YELLOW, Column, Page, Panel, Query, Row, Variable
-from deploy.dashboards.words import MARKS, PROXY, QUANTILES, VARIABLES, both, mean, quantile, rate
+from deploy.dashboards.words import MARKS, PROXY, QUANTILES, VARIABLES, both, errors_by_kind, mean, quantile, rate
 
 COMMAND = f'{PROXY},command=~"$command"'
 _SLOW = ((None, GREEN), (0.1, YELLOW), (1, RED))
@@ -58,7 +58,7 @@ PAGE = Page(
                 Panel(
                     "Errors by kind",
                     "By the first word of the answer.",
-                    (Query(f"{rate('ackgate_command_errors_total', COMMAND, 'error')} > 0 or vector(0)", "{{error}}"),),
+                    (Query(errors_by_kind(COMMAND), "{{error}}"),),
                     unit="ops",
                     stacked=True,
                 ),

@@ -39,6 +39,7 @@ _FRAME: Final = """<!DOCTYPE html>
 <body>
 <header>
 <h1>Ackgate</h1>
+<nav id="marks"></nav>
 <nav id="ranges"></nav>
 <nav><a href="../alerts">Alerts</a> <a href="../targets">Targets</a></nav>
 </header>

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from deploy.dashboards.panels import BLUE, GREEN, ORANGE, RED, YELLOW, Page, Panel, Query, Row
-from deploy.dashboards.words import MARKS, PROXY, QUANTILES, SHARD, VARIABLES, both, quantile, rate, worst
+from deploy.dashboards.words import (
+    MARKS,
+    PROXY,
+    QUANTILES,
+    SHARD,
+    VARIABLES,
+    both,
+    errors_by_kind,
+    quantile,
+    rate,
+    worst,
+)
 
 ALERTS = 'ALERTS{alertname=~"Ackgate.*",alertstate="firing",severity!="info"}'
 ERRORS = f"{rate('ackgate_command_errors_total')} / {rate('ackgate_command_calls_total')}"
@@ -51,7 +62,7 @@ NOW = Row(
             (1, ORANGE),
         ),
         _now("Clients", "Connections of clients.", f"sum(ackgate_clients_open{{{PROXY}}})", "short"),
-        _now("Commands", "Commands answered a second.", rate("ackgate_command_calls_total"), "ops"),
+        _now("Commands", "Commands received a second.", rate("ackgate_commands_total"), "ops"),
         _now(
             "Slowest 1 %",
             "Time from a command read to its reply, that one command in a hundred exceeds.",
@@ -85,8 +96,8 @@ PAGE = Page(
             (
                 Panel(
                     "Commands by proxy",
-                    "Commands answered a second.",
-                    (Query(rate("ackgate_command_calls_total", by="instance"), "{{instance}}"),),
+                    "Commands received a second.",
+                    (Query(rate("ackgate_commands_total", by="instance"), "{{instance}}"),),
                     unit="ops",
                 ),
                 Panel(
@@ -99,7 +110,7 @@ PAGE = Page(
                 Panel(
                     "Errors by kind",
                     "Commands answered by an error, by its first word.",
-                    (Query(f"{rate('ackgate_command_errors_total', by='error')} > 0 or vector(0)", "{{error}}"),),
+                    (Query(errors_by_kind(), "{{error}}"),),
                     unit="ops",
                     stacked=True,
                 ),
@@ -133,7 +144,8 @@ PAGE = Page(
                 ),
                 Panel(
                     "Replicas behind",
-                    "Age of the oldest part of its primary's data that a replica is not known to have.",
+                    "Age of the oldest part of its primary's data that a replica is not known to have; one that starts "
+                    "anew lacks everything for a moment.",
                     (Query(worst("ackgate_replica_lag_seconds", SHARD, "replica"), "{{replica}}"),),
                     unit="s",
                 ),

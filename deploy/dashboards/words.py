@@ -76,5 +76,11 @@ def both(name: str, labels: str = PROXY, by: str = "", legend: str = "") -> tupl
     )
 
 
+def errors_by_kind(labels: str = PROXY) -> str:
+    """Commands answered by an error, by its first word: a series is there once there was one, ``none`` until then."""
+    none = 'label_replace(vector(0), "error", "none", "", "")'
+    return f"{rate('ackgate_command_errors_total', labels, 'error')} or on() {none}"
+
+
 def _by(by: str) -> str:
     return f" by ({by})" if by else ""

@@ -11,6 +11,7 @@ from functools import partial
 import trio
 
 from proxy.errors import UserError
+from shard import names
 from shard.errors import ShardError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -116,6 +117,7 @@ def run_until_stopped(body: Callable[[Stop], Awaitable[int]]) -> int:
 
 
 async def _run_until_stopped(body: Callable[[Stop], Awaitable[int]]) -> int:
+    names.install()
     stop = Stop()
     status = 0
     async with trio.open_nursery() as nursery:

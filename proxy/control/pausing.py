@@ -12,6 +12,7 @@ Ending: the shards first, then the gates.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
@@ -40,6 +41,7 @@ DRAIN = 0.05  # seconds that what was sent before may take, before it is told th
 CATCH_UP = 0.25  # seconds that a primary has for what was held until it came
 OF_PEERS = 1.0  # seconds that the shards wait for what peers have under way
 LET_GO = 0.05  # seconds that shards have to be unpaused in
+SAY_AGAIN = 60.0  # seconds before it is said again that nobody else is told
 AT_ONCE = 1000  # calls that go on in one turn
 TOPIC = "pause"
 NAMES = {Mode.NONE: "none", Mode.WRITE: "write", Mode.ALL: "all"}
@@ -98,6 +100,7 @@ class Pausing:
         self._behind: set[str] = set()
         """Peers of which that is so."""
         self._caught = trio.Event()
+        self._say_again = -math.inf
         self._look = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.handlers: dict[bytes, Handler] = {b"client|pause": self._pause, b"client|unpause": self._unpause}
@@ -234,7 +237,8 @@ class Pausing:
         now = trio.current_time()
         self.board.add(asked.mode, now + asked.seconds, now)
         self._close()
-        if not self.peers.on:
+        if not self.peers.on and now >= self._say_again:
+            self._say_again = now + SAY_AGAIN
             cure = "give them all the same peers.secret_file"
             self.log.info("other proxies, if there are any, are not told of the pause", cure=cure)
         return self._answer_after(call, self._begin())
@@ -286,11 +290,11 @@ class Pausing:
             await done.wait()
 
     def _shared_lanes(self) -> set[Lane]:
-        """Those that something is under way on; also what is parked on one that is being connected."""
+        """Those that something is under way on."""
         room = self.sender.lanes
         shared = {lane for lanes in room.sets.values() for lane in lanes if lane.shard >= 0}
         shared |= {lane for lane in room.all_connected() if not lane.owner.leased}
-        return {lane for lane in shared if lane.outstanding and not lane.closed}
+        return {lane for lane in shared if lane.outstanding and lane.attached and not lane.closed}
 
     async def _caught_up(self, shard: int) -> None:
         """What was sent to a shard since before the pause is done, and what waited for its primary has reached it."""

@@ -26,7 +26,7 @@ from proxy.sessions.session import Session
 from proxy.topology.redirects import Redirects
 
 NOSCRIPT = (b"-NOSCRIPT No matching script.\r\n", b"-NOSCRIPT No matching script. Please use EVAL.\r\n")
-"""In Valkey's and Redis' own words, all of them: scripts may return any error they like (see ``redirects.WATCHED``)."""
+"""In Valkey's and Redis' own words, all of them: scripts may return any error they like (see ``elsewhere.WATCHED``)."""
 BY_BODY = frozenset({b"eval", b"eval_ro"})
 BY_SHA = frozenset({b"evalsha", b"evalsha_ro"})
 

@@ -199,9 +199,12 @@ class Lane(Handler):
             client.sample = sample
 
     def forget_sample(self) -> None:
-        """Nothing here is timed any more; something else will be, after a while."""
+        """Nothing here is timed any more; something else will be, after a while.
+
+        Of no fixed length: where clients ask for two things in turn, it would always be the same one.
+        """
         self.sample = None
-        self.sample_at = self.plane.now + self.plane.sample_every
+        self.sample_at = self.plane.now + self.plane.sample_every * 2 * random()
 
     # -- socket ------------------------------------------------------------------------------
     def attach(self, sock: socket.socket, stamp: Any, pushes: bool) -> None:

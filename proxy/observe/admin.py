@@ -104,7 +104,7 @@ def admin_app(server: Observed) -> Starlette:
         return JSONResponse({"ready": False, "reason": unready_reason(server.topology())}, status_code=503)
 
     async def metrics(request: Request) -> Response:
-        body, content_type = server.metrics.render(request.headers.get("accept", ""))
+        body, content_type = await server.metrics.render_in_pieces(request.headers.get("accept", ""))
         # Set by hand: Starlette would add a charset to a content type that already names one.
         return Response(body, headers={"content-type": content_type})
 

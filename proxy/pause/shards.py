@@ -101,9 +101,8 @@ class ShardPauses:
         self._approach_all()
         with trio.move_on_after(BEGIN):
             await self._all(self._pause)
-            for shard in self.cluster.serving():
-                if shard in self._grips:
-                    await self._grips[shard].taken.wait()
+            for grip in [grip for grip in self._grips.values() if grip.meant is not None]:
+                await grip.taken.wait()
 
     async def end(self) -> None:
         """Let the primaries go on; comes back when they do, or cannot be told (it ends by itself then)."""

@@ -156,26 +156,30 @@ class Peers:
             confirmed = dict(self._to_confirm)
             message = Message(self.name, time.time(), number, topics, ask, confirm, confirmed)
             data = seal(message, self._key)
+            failed: set[tuple[str, int]] = set()
             for _ in range(TRIES):
                 try:
                     with trio.fail_after(PUBLISH):
-                        await (await self._connection()).call("PUBLISH", CHANNEL, data)
+                        await (await self._connection(failed)).call("PUBLISH", CHANNEL, data)
                     self.sent += 1
                     break
                 except (ConnectionLost, ReplyError, trio.TooSlowError):
                     self._hush()
         return number
 
-    async def _connection(self) -> ControlConnection:
-        """To a replica, unless there is none that answers."""
+    async def _connection(self, failed: set[tuple[str, int]]) -> ControlConnection:
+        """To a replica, unless there is none that answers.  ``failed`` were tried: one of them is taken at last."""
         kept = self._mouth
         nodes = self.mouths()
         if kept is not None and not kept.closed and (kept.host, kept.port) in nodes:
+            failed.add((kept.host, kept.port))
             return kept
         self._hush()
         if not nodes:
             raise ConnectionLost("no node answers")
-        self._mouth = await self.cluster.connect(*random.choice(nodes), name="ackgate-peers")
+        address = random.choice([node for node in nodes if node not in failed] or nodes)
+        failed.add(address)
+        self._mouth = await self.cluster.connect(*address, name="ackgate-peers")
         return self._mouth
 
     def mouths(self) -> list[tuple[str, int]]:

@@ -98,6 +98,9 @@ class Transaction:
             return
         deadline = trio.current_time() + self.patience
         while True:
+            shard = self.places.shard_of(slot)
+            if self.lane is None and shard >= 0:
+                await self.lanes.room(self.session.identity, shard, deadline)
             frame = await self._try_to_watch(request.raw, slot)
             not_now = frame.startswith(NOT_HERE) or frame == NOT_SENT_AGAIN
             if not not_now or self.watching or trio.current_time() > deadline:
@@ -171,8 +174,8 @@ class Transaction:
             self._cross(slot)
         if self.lane is not None and self.lane.closed:
             self.displaced = True  # it was lost while nothing was under way on it
-        elif slot is not None and self.lane is None and self.places.shard_of(slot) < 0:
-            self.displaced = True  # EXEC waits for somebody to serve the slot
+        elif slot is not None and self.lane is None and not self._has_place(slot):
+            self.displaced = True  # EXEC waits for somebody to serve the slot, and for a lane
         if self.crossed or self.displaced or (slot is None and self.lane is None):
             queued.raws.append(raw)
             self._answer(request, QUEUED)
@@ -198,6 +201,10 @@ class Transaction:
             self._answer(request, frame)
 
         self._send(lane, raw, replied)
+
+    def _has_place(self, slot: int) -> bool:
+        shard = self.places.shard_of(slot)
+        return shard >= 0 and self.lanes.has_room(self.session.identity, shard)
 
     def _cross(self, slot: int) -> None:
         """Keys of one slot only; watched ones may have another, as long as the same shard serves both."""
@@ -320,6 +327,8 @@ class Transaction:
         asked: int | None = None
         while True:
             shard = asked if asked is not None else self._shard()
+            if shard >= 0:
+                await self.lanes.room(self.session.identity, shard, deadline)
             frame, lane = await self._play(shard, asking=asked is not None)
             not_now = frame.startswith(NOT_HERE) or frame == NOT_SENT_AGAIN
             if not not_now or trio.current_time() > deadline:

@@ -114,7 +114,7 @@ class Procedure:
         # Looked at before that: another switchover changes them only while it pauses.
         self._timeouts = [await handover.failover_timeout(node) for node in (primary, replica)]
         if await handover.is_paused(primary):
-            raise RolledBack("clients are paused there (CLIENT PAUSE, or another switchover); try again when that is over")
+            raise RolledBack("clients are paused there (CLIENT PAUSE, or another switchover); try again behind that")
         deadline = trio.current_time() + APPROACH
         while True:
             ahead, behind = await handover.standing(primary), await handover.standing(replica)

@@ -447,6 +447,16 @@ class Lanes:
         self._nursery.start_soon(self._connect_leased, lane, identity, shard)
         return self._pool.taken(lane, use)
 
+    def has_room(self, identity: Identity, shard: int) -> bool:
+        """Whether ``lease`` has a lane for a turn now."""
+        return bool(identity.own) or not self._pool.used_up(shard, Use.TURN)
+
+    async def room(self, identity: Identity, shard: int, deadline: float) -> None:
+        """Come back when it has, or at the deadline (trio's clock)."""
+        if not self.has_room(identity, shard):
+            with trio.move_on_at(deadline):
+                await self._pool.room(shard)
+
     async def _connect_leased(self, lane: Lane, identity: Identity, shard: int) -> None:
         async with self._connecting[shard]:
             while shard in self._on_hold:

@@ -20,6 +20,8 @@ class Pool:
         self._open: defaultdict[int, int] = defaultdict(int)
         """By shard, idle ones included."""
         self._in_use: Counter[tuple[int, Use]] = Counter()
+        self._waiting: defaultdict[int, trio.lowlevel.ParkingLot] = defaultdict(trio.lowlevel.ParkingLot)
+        """By shard, who waits for a lane for a turn."""
 
     def __len__(self) -> int:
         """How many are open, idle ones included."""
@@ -27,8 +29,8 @@ class Pool:
 
     def take(self, identity: Identity, shard: int, use: Use) -> Lane | None:
         """An idle one; None: there is none, and one may be made.  Raises ``Busy`` when as many are in use as may be."""
-        limit: int = getattr(self._settings, use.value)
-        if self._in_use[shard, use] >= limit:
+        if self.used_up(shard, use):
+            limit: int = getattr(self._settings, use.value)
             raise Busy(f"ERR all {limit} leased lanes of the shard are in use (lanes.{use.value}): try again")
         idle = self._idle[identity, shard]
         while idle:
@@ -36,6 +38,16 @@ class Pool:
             if not lane.closed:
                 return self.taken(lane, use)
         return None
+
+    def used_up(self, shard: int, use: Use) -> bool:
+        """Whether as many are in use as may be."""
+        limit: int = getattr(self._settings, use.value)
+        return self._in_use[shard, use] >= limit
+
+    async def room(self, shard: int) -> None:
+        """Come back when there is one for a turn."""
+        while self.used_up(shard, Use.TURN):
+            await self._waiting[shard].park()
 
     def taken(self, lane: Lane, use: Use) -> Lane:
         """Somebody has it now."""
@@ -71,6 +83,8 @@ class Pool:
     def _not_in_use(self, owner: Owner) -> None:
         if owner.use is not None:
             self._in_use[owner.shard, owner.use] -= 1
+            if owner.use is Use.TURN:
+                self._waiting[owner.shard].unpark()
             owner.use = None
         owner.patience = 0.0
 

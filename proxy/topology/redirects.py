@@ -18,7 +18,10 @@ from proxy.topology.lanes import Lanes
 from proxy.topology.owners import Owner, Use
 
 REDIRECTIONS = 16  # followed for one command at once, as cluster clients do; then it is tried more slowly
-RETRY = 0.02  # seconds before a command that met "not now" is sent again
+RETRY = 0.02  # seconds before a command that met "not now" is sent again ...
+RETRIES = 10_000  # ... or longer, so that no more than so many are in a second, up to
+SLOWEST_RETRY = 0.5  # seconds
+AT_A_TIME = 200  # groups of them after which everything else has its turn
 UNSETTLED = 10.0  # seconds behind the last sign of a slot that moves key by key, for which others are expected
 PIPELINED = 100  # answers of one client's pipeline that are given in one look for holds whose time is up
 SWEEP = 0.1  # seconds between two looks for holds and lanes whose time is up
@@ -185,7 +188,8 @@ class Redirects:
             return
         self._later_commands[shard] += len(group.held)
         self._later_bytes[shard] += group.size
-        self._later.append((trio.current_time() + RETRY, group, shard))
+        pause = min(max(RETRY, sum(self._later_commands.values()) / RETRIES), SLOWEST_RETRY)
+        self._later.append((trio.current_time() + pause, group, shard))
         self._due.set()
 
     def _told_overtaken(self, held: Held, overtaking: Counter[tuple[int, int]]) -> bool:
@@ -262,12 +266,15 @@ class Redirects:
             while self._later:
                 await trio.sleep_until(self._later[0][0])
                 with self.plane.turn():
-                    while self._later and self._later[0][0] <= trio.current_time():
-                        _, group, shard = self._later.popleft()
-                        self._later_commands[shard] -= len(group.held)
-                        self._later_bytes[shard] -= group.size
-                        for held in group.held:
-                            self.send_again(held.request, shard)
+                    for _ in range(AT_A_TIME):
+                        if self._later and self._later[0][0] <= trio.current_time():
+                            self._retry(*self._later.popleft()[1:])
+
+    def _retry(self, group: Group, shard: int) -> None:
+        self._later_commands[shard] -= len(group.held)
+        self._later_bytes[shard] -= group.size
+        for held in group.held:
+            self.send_again(held.request, shard)
 
     # -- lost lanes ---------------------------------------------------------------------------------------------
     def lane_down(self, lane: Lane, lost: list[Lost], reason: str) -> None:

@@ -69,7 +69,7 @@ def team_app(team: Team) -> Starlette:
 
 def _asked(team: Team) -> list[Worker]:
     """Those who may know, the likeliest first."""
-    return team.serving or list(team.workers.values())
+    return sorted(team.serving or team.workers.values(), key=lambda worker: not worker.answers)
 
 
 def _nobody() -> Response:

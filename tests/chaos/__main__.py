@@ -37,8 +37,8 @@ CONTROL = ("primary killed with writes unreplicated",)
 
 
 @click.command()
-@click.option("--kills", default=26, show_default=True, help="Primaries to kill in the storm, at least.")
-@click.option("--seconds", default=240, show_default=True, help="The longest that the storm may last.")
+@click.option("--kills", default=18, show_default=True, help="Primaries to kill in the storm, at least.")
+@click.option("--seconds", default=270, show_default=True, help="The longest that the storm may last.")
 @click.option("--held-kills", default=6, show_default=True, help="Primaries to kill in the storm over durability.")
 @click.option("--held-seconds", default=60, show_default=True, help="The longest that it may last.")
 @click.option("--control-kills", default=2, show_default=True, help="Primaries to kill in each control run.")
@@ -65,7 +65,9 @@ def main(
     def run(name: str, plan: tuple[str, ...], crew: Crew, kills: int, seconds: float, proxies: list[Proxy]) -> Outcome:
         bounds: dict[str, Any] = {"kills": kills, "seconds": seconds, "turn": bool(proxies)}
         outcome = storm(running, name, plan, crew, **bounds, seed=seed, proxies=proxies, tell=click.echo)
-        console.print(f"{name}: {outcome.seconds:.0f} s, {len(outcome.lost)} acknowledged writes lost")
+        slowest, fault = outcome.faults.slowest
+        told = f"proxies served {slowest:.2f} s behind whole nodes at most ({fault})" if proxies else ""
+        console.print(f"{name}: {outcome.seconds:.0f} s, {len(outcome.lost)} acknowledged writes lost; {told}")
         return outcome
 
     with fleet(folder, DURABILITY) as (running, proxies):

@@ -39,8 +39,8 @@ class Faults:
         self.proxies = ProxyFaults(proxies, self.random, ledger.broke)
         self.network = NetworkFaults(proxies, self.random, leads)
         self.done: Counter[str] = Counter()
-        self.slowest = 0.0
-        """The longest time from whole nodes to the proxies' serving them, in seconds."""
+        self.slowest = (0.0, "nothing")
+        """The longest time from whole nodes to the proxies' serving them, in seconds, and behind which fault."""
         self.busy_before_kill: list[int] = []
         self.kinds: dict[str, Callable[[Shard], None]] = {
             "primary killed": self.kill_primary,
@@ -92,7 +92,7 @@ class Faults:
         for proxy in self.proxies.proxies:
             until(lambda url=proxy.url: serves(url, slots), f"{proxy.name} serves every shard")
             took = time.monotonic() - began
-            self.slowest = max(self.slowest, took)
+            self.slowest = max(self.slowest, (took, self.ledger.fault))
             if took > SERVED_S:
                 self.ledger.broke("not served when all was whole", f"{proxy.name} after {took:.2f} s")
 

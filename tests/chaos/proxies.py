@@ -26,7 +26,7 @@ SERVED_S = 1.0  # within which a proxy serves every shard once the nodes are who
 REACH_S = 0.1  # until a pause holds the clients of every proxy
 EARLY_S = 0.05  # by which another proxy may end it earlier
 AFTER_S = 1.0  # within which it is over everywhere, from its end on
-STALL_S = 3.0  # for which a switchover may hold commands at most
+STALL_S = 3.5  # for which a switchover that nobody ends keeps a shard paused
 ORPHAN_S = 2.0  # from the death of the proxy that set it
 
 
@@ -196,11 +196,11 @@ class ProxyFaults:
         if proxy.process.returncode is None:
             proxy.kill()
         left = time.monotonic()
-        proxy.start()
         other = next(each for each in self.proxies if each is not proxy)
         until(lambda: serves(other.url, [shard.slot]), "the shard is served again")
         if (took := time.monotonic() - left) > STALL_S + AFTER_S:
             self.broke("switchover left behind", f"{took:.2f} s until {other.name} served the shard")
+        proxy.start()
 
     def _order(self, proxy: Proxy, shard: Shard) -> Iterator[dict[str, Any]]:
         address = f"{shard.primary.host}:{shard.primary.port}"

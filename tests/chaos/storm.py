@@ -329,7 +329,7 @@ def report(outcomes: Sequence[Outcome]) -> Table:
     section("error", lambda outcome: outcome.ledger.errors)
     table.add_section()
     row("longest stall of a client, s", lambda outcome: f"{outcome.ledger.stall:.1f}")
-    row("from whole nodes to served by all proxies, most, s", lambda outcome: f"{outcome.faults.slowest:.2f}")
+    row("from whole nodes to served by all proxies, most, s", lambda outcome: f"{outcome.faults.slowest[0]:.2f}")
     table.add_section()
     row("acknowledged and lost", lambda outcome: len(outcome.lost))
     section("broken", lambda outcome: outcome.ledger.broken)

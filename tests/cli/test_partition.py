@@ -64,8 +64,8 @@ def drill_and_look() -> None:
     topology = json.loads(ackgate("status", "--json").stdout)
     row = topology["shards"][0]
     address, replica = row["primary"]["address"], row["replicas"][0]["address"]
-    halted = _killed_in_the_middle(address)
-    done = ackgate("drill", address, "--partition", "--json", "--seconds", "4")
+    halted = _killed_in_the_middle(row["primary"]["pid"], address)
+    done = ackgate("drill", address, "--partition", "--json", "--seconds", "3")
     assert done.returncode == 0, done.stderr
     status = json.loads(ackgate("status", "--json").stdout)
     primaries = [shard["primary"]["address"] for shard in status["shards"]]
@@ -73,13 +73,14 @@ def drill_and_look() -> None:
     print(json.dumps(told | {"halted": halted, "role": "master" if address in primaries else "slave"}))
 
 
-def _killed_in_the_middle(address: str) -> dict[str, bool]:
+def _killed_in_the_middle(pid: int, address: str) -> dict[str, bool]:
     """A drill that ends by SIGKILL as soon as packets are dropped: too soon for anybody to be elected."""
-    command = (sys.executable, "-m", "proxy", "drill", address, "--partition")
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as drill:
-        dropped = _soon(lambda: "DROP" in rules())
-        drill.kill()
-    return {"dropped": dropped, "mended": _soon(lambda: "ACKGATE" not in rules())}
+    child = os.fork()
+    if child == 0:
+        with broken(pid, address, "partition"):
+            os.kill(os.getpid(), signal.SIGKILL if "DROP" in rules() else signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    return {"dropped": os.WTERMSIG(status) == signal.SIGKILL, "mended": _soon(lambda: "ACKGATE" not in rules())}
 
 
 def _soon(condition: Any) -> bool:

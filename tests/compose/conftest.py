@@ -25,6 +25,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def whole(stack: Stack) -> Stack:
-    """The deployment, with nothing broken in it."""
-    stack.until_whole()
+    """The deployment, with nothing broken in it, not even by a test that failed."""
+    if not stack.is_whole():
+        stack.up("--no-recreate")
+        stack.until_whole()
     return stack

@@ -20,6 +20,7 @@ class Load:
         self.confirmed: dict[str, int] = {}
         """Keys and values of which WAIT said that a replica has them."""
         self.errors: list[str] = []
+        self.clients = clients
         self.answered = 0
         """Writes that were, confirmed or not."""
         self._connect = connect

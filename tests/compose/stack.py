@@ -122,15 +122,9 @@ class Stack:
 
     def client(self, host: str = "127.0.0.1", port: int | None = None, **more: Any) -> redis.Redis:
         """An ordinary client of the endpoint, or of one proxy."""
-        return redis.Redis(
-            host=host,
-            port=self.port if port is None else port,
-            password=self.password(),
-            decode_responses=True,
-            socket_timeout=30,
-            single_connection_client=True,
-            **more,
-        )
+        usual: dict[str, Any] = {"decode_responses": True, "socket_timeout": 30, "single_connection_client": True}
+        place = {"host": host, "port": self.port if port is None else port, "password": self.password()}
+        return redis.Redis(**place, **(usual | more))
 
     def proxies(self) -> list[str]:
         """Addresses of those that run."""

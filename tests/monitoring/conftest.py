@@ -69,15 +69,22 @@ class Everything(Worker):
 
 
 class Listener(Worker):
-    """Listens to a channel for a while, again and again, and blocks in vain."""
+    """Listens to a channel until it hears something, again and again, and blocks in vain."""
+
+    protocol = 3  # so that it can publish while it listens
 
     def step(self) -> None:
-        self.wire.call("SUBSCRIBE", "news")
-        self.wire.receive()
-        self.wire.send("UNSUBSCRIBE", "news")
-        while not self.wire.receive().startswith(b"*3\r\n$11\r\nunsubscribe"):
+        self.wire.send("SUBSCRIBE", "news")
+        while not self.wire.call("PUBLISH", "news", self.steps).startswith(b">3\r\n$7\r\nmessage"):
             pass
-        self.wire.call("BLPOP", f"nothing:{self.tag}", 0.2)
+        self.wire.send("UNSUBSCRIBE", "news")
+        self._until(b">3\r\n$11\r\nunsubscribe")
+        self.wire.send("BLPOP", f"nothing:{self.tag}", 0.2)
+        self._until(b"_\r\n")
+
+    def _until(self, beginning: bytes) -> None:
+        while not self.wire.receive().startswith((beginning, b"-")):
+            pass
 
 
 @dataclass(frozen=True)

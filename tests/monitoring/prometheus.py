@@ -36,6 +36,16 @@ def program(name: str, package: str) -> str:
     return found
 
 
+def rules() -> list[dict[str, Any]]:
+    """The rules as they are shipped, of all files."""
+    return [
+        rule
+        for file in sorted((FOLDER / "rules").glob("*.yml"))
+        for group in yaml.safe_load(file.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+
+
 class Prometheus:
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"

@@ -5,24 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.harness import ROOT
-from tests.monitoring.prometheus import FOLDER, program
+from tests.monitoring.conftest import Watched
+from tests.monitoring.prometheus import FOLDER, program, rules
 
 CASES = sorted((Path(__file__).parent / "rules").glob("*.test.yml"))
-
-
-def rules() -> list[dict[str, Any]]:
-    return [
-        rule
-        for file in sorted((FOLDER / "rules").glob("*.yml"))
-        for group in yaml.safe_load(file.read_text())["groups"]
-        for rule in group["rules"]
-    ]
 
 
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
@@ -75,6 +66,13 @@ def test_the_runbook_asks_for_what_the_rules_do() -> None:
         severity, _, rest = told[1].partition(", ")
         assert severity == rule["labels"]["severity"], name
         assert rest == (f"after {rule['for']}" if "for" in rule else "at once"), name
+
+
+@pytest.mark.monitoring
+def test_every_figure_that_rules_ask_for_is_there(watched: Watched) -> None:
+    asked = " ".join(str(rule["expr"]) for rule in rules())
+    names = set(re.findall(r"\b(?:ackgate|process)_\w+", re.sub(r"\w+:\w+:\w+", "", asked)))
+    assert {name for name in names if not watched.prometheus.query(f"max_over_time({name}[5m])")} == set()
 
 
 def test_figures_that_are_recorded_are_used() -> None:

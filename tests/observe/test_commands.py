@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -106,10 +107,10 @@ def test_clients_cannot_make_labels_grow(running: Up, client: Wire) -> None:
     for number in range(50):
         client.call(f"SECRET{number}", f"secret{number}")
         client.call("CLIENT", f"SECRET{number}")
-        client.call("AUTH", f"secret{number}", f"secret{number}")
         client.call("EVAL", f"return redis.error_reply('SECRET{number}')", 1, f"secret{number}")
-    text = scraped(running)
-    assert "secret" not in text.lower()
+    client.call("AUTH", "secret0", "secret1")
+    text = "".join(line for line in scraped(running).splitlines(keepends=True) if not line.startswith("#"))
+    assert not re.search("secret[0-9]", text, re.IGNORECASE)
     after = {found for found in words.findall(text) if found[0] != "le"}
     assert after - before <= {("command", "auth"), ("error", "WRONGPASS")}
 
@@ -132,8 +133,9 @@ def test_times_at_the_shard_are_those_of_the_commands_that_were_timed(running: U
     risen = Risen(running)
 
     def timed() -> bool:
-        client.call("HSET", "hash", "field", "value")
-        client.call("EVAL", "return redis.call('GET', KEYS[1])", 1, "key:1")
+        for _ in range(50):
+            client.call("HSET", "hash", "field", "value")
+            client.call("EVAL", "return redis.call('GET', KEYS[1])", 1, "key:1")
         return all(risen("ackgate_command_shard_seconds_count", command=name) > 0 for name in ("hset", "eval"))
 
     until(timed, "one of each was timed")
@@ -159,7 +161,7 @@ def test_how_wide_commands_were(running: Up, client: Wire) -> None:
     assert (risen("ackgate_fanout_shards_count"), risen("ackgate_fanout_shards_sum")) == (1, 1)
 
 
-def test_without_metrics_by_command_there_are_none(running: Up, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_without_metrics_by_command_there_are_none(tmp_path: Path) -> None:
     config = tmp_path / "uncounted.yaml"
     config.write_text("proxy: {admin: {command_metrics: false}}\n")
     with up(tmp_path, *SMALL, "--config", str(config)) as uncounted, Wire.to(uncounted.redis_url) as client:

@@ -159,6 +159,20 @@ def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
     )
 
 
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+async def test_in_pieces_it_is_the_same(accept: str) -> None:
+    metrics = Metrics(Stub({"commands": 3}, [{"shard": "a", "up": 1}]))
+    (whole, kind), (pieces, same_kind) = metrics.render(accept), await metrics.render_in_pieces(accept)
+    moving = (b"process_", b"python_gc")
+
+    def still(body: bytes) -> list[bytes]:
+        return [line for line in body.splitlines() if not line.startswith(moving)]
+
+    assert kind == same_kind
+    assert still(whole) == still(pieces)
+    assert pieces.count(b"# EOF") == bool(accept)
+
+
 def test_registering_reads_no_figures() -> None:
     class Early(Stub):
         def counters(self) -> Counters:

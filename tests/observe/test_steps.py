@@ -86,7 +86,7 @@ def test_a_few_commands_are_timed_however_many_there_are(cluster: Up, session: W
         assert session.pipeline([["SET", "key", number], ["GET", "key"]] * 50)[-1].endswith(b"%d\r\n" % number)
     count = timed(cluster, "dispatch") - before
     assert total(cluster, "ackgate_commands_total") - commands == 20_000
-    assert 0 < count <= (time.monotonic() - started) / SAMPLE_EVERY + 1
+    assert 0 < count <= 3 * (time.monotonic() - started) / SAMPLE_EVERY + 1, "by chance, but not by much, more often"
 
 
 def test_what_is_timed_of_a_pipeline_ends_with_it(cluster: Up, session: Wire) -> None:

@@ -114,6 +114,7 @@ def test_back_at_once_it_would_have_cost_the_data(tmp_path: Path) -> None:
         until(lambda: replica.call("DBSIZE") == 0, "the replica was emptied")
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_started_again_waits_for_nobody_and_finds_itself_anywhere(network: Network) -> None:
     primary, replica, *others = network.add(4)
     network.start()
@@ -148,6 +149,7 @@ def test_without_a_majority_the_disk_of_the_dead_primary_is_the_best_there_is(tm
         assert primary.said()[-1] == "no replica took over in time: starts with what is on its disk"
 
 
+@pytest.mark.slow
 def test_a_stop_signal_ends_the_waiting(network: Network) -> None:
     primary, replica, *others = network.add(4)
     network.start()

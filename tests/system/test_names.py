@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import redis
 import yaml
 
 from tests.harness import ENVIRONMENT, PATIENCE_S, READY, ROOT, until
-from tests.shard.containers import Network, containers
+from tests.shard.containers import Container, Network, containers
 
 NAMED = [sys.executable, str(ROOT / "tests" / "system" / "named.py")]
 
@@ -95,6 +96,27 @@ def test_the_proxy_follows_names_to_new_addresses(network: Network, endpoint: tu
     ackgate(network, "switchover", f"node-1:{network.port}", "--to", f"node-4:{network.port}", "--admin", admin)
     leader = next(shard["primary"] for shard in ask(f"{admin}/topology")["shards"] if [0, 5460] in shard["slots"])
     assert leader["address"] == f"node-4:{network.port}"
+
+
+@pytest.mark.slow
+def test_a_stopped_node_whose_name_is_gone_is_replaced_as_fast(network: Network, endpoint: tuple[str, str]) -> None:
+    url, _ = endpoint
+    dead, _, _, replica = network.containers
+    with redis.Redis.from_url(url, decode_responses=True, socket_timeout=PATIENCE_S) as client:
+        for turn in range(3):  # look-ups that are not answered add up
+            client.set("{06S}", turn)
+            assert dead.call("WAIT", 1, 5000) == 1
+            network.publish({name: address for name, address in network.hosts.items() if name != dead.name})
+            dead.kill()
+            assert client.set("{06S}", f"again {turn}")  # within timeouts.hold
+            network.publish(network.hosts)
+            dead.start()
+            until(partial(follows, dead), "it is back")
+            dead, replica = replica, dead
+
+
+def follows(node: Container) -> bool:
+    return node.role() == "slave" and bool(node.call("ROLE")[3] == "connected")
 
 
 def served(url: str) -> bool:

@@ -299,12 +299,12 @@ def test_it_ends_by_itself(side: Side) -> None:
 @pytest.mark.parametrize(
     "pauses, words",
     [
-        ([[300, "WRITE"], [1, "WRITE"]], ["SET", "key", 1]),
-        ([[1, "WRITE"], [300, "WRITE"]], ["SET", "key", 1]),
-        ([[300, "WRITE"], [1, "ALL"]], ["PING"]),
-        ([[300, "WRITE"], [0]], ["PING"]),
-        ([[300]], ["PING"]),
-        ([[300, "ALL", "x"]], ["GET", "key"]),
+        ([[200, "WRITE"], [1, "WRITE"]], ["SET", "key", 1]),
+        ([[1, "WRITE"], [200, "WRITE"]], ["SET", "key", 1]),
+        ([[200, "WRITE"], [1, "ALL"]], ["PING"]),
+        ([[200, "WRITE"], [0]], ["PING"]),
+        ([[200]], ["PING"]),
+        ([[200, "ALL", "x"]], ["GET", "key"]),
     ],
 )
 def test_a_pause_never_gets_shorter_nor_weaker(pauses: list[list[int | str]], words: Words, side: Side) -> None:
@@ -313,7 +313,7 @@ def test_a_pause_never_gets_shorter_nor_weaker(pauses: list[list[int | str]], wo
         for pause in pauses:
             side.pause(*pause)
         wire.call(*words)
-        assert time.monotonic() - started >= 0.29
+        assert time.monotonic() - started >= 0.2
 
 
 @pytest.mark.parametrize(
@@ -322,8 +322,8 @@ def test_a_pause_never_gets_shorter_nor_weaker(pauses: list[list[int | str]], wo
 )
 def test_a_pause_of_all_holds_everything(line: str, side: Side) -> None:
     with side.connect() as wire:
-        side.pause(150)
         started = time.monotonic()
+        side.pause(100)
         assert wire.call(*words_of(line))
         assert time.monotonic() - started >= 0.1
 
@@ -553,6 +553,7 @@ def test_reads_go_on_while_writers_are_stopped_in_full_flight(endpoint: Up, dire
                 thread.join()
 
 
+@pytest.mark.slow
 def test_who_takes_over_in_a_pause_is_paused_too(fresh: Callable[..., Up]) -> None:
     running = fresh("--shards", "1")
     [shard] = shards_of(running)
@@ -626,4 +627,4 @@ def test_status_shows_it(endpoint: Up, direct: int) -> None:
         told = json.loads(ackgate("status", "--admin", endpoint.admin_url, "--json").stdout)
         assert told["ok"] and (told["paused"]["mode"], told["paused"]["parked"]) == ("write", 1)
         side.unpause()
-        assert "paused" not in ackgate("status", "--admin", endpoint.admin_url).stdout
+        assert endpoint.topology()["paused"] == {"mode": "none", "seconds_left": 0.0, "parked": 0}

@@ -19,7 +19,7 @@ import yaml
 from proxy.peers.bus import CHANNEL
 from proxy.peers.messages import Message, derive, seal
 from tests.harness import ENVIRONMENT, READY, Up, ackgate, until
-from tests.system.beside import everybody, node_wire, on, primaries
+from tests.system.beside import everybody, node_wire, on, overloaded, primaries
 from tests.system.wire import Wire
 
 LONG = 60_000  # milliseconds; every test ends its pause itself
@@ -129,6 +129,17 @@ def test_a_pause_holds_the_clients_of_every_proxy(mode: str, three: list[Proxy],
         assert paused_nodes(primaries(endpoint)) == [False] * 3
 
 
+def test_a_peers_reads_pass_though_its_writes_were_waiting_for_a_busy_shard(three: list[Proxy]) -> None:
+    """The shard is not paused before what all have sent to it is done."""
+    with three[1].connect() as reader, overloaded(three[1].url) as (writer, count):
+        assert three[0].admin.call("CLIENT", "PAUSE", LONG, "WRITE") == b"+OK\r\n"
+        reader.sock.settimeout(10)
+        assert reader.call("GET", "{k}")
+        assert three[1].mode() == "write"
+        assert three[0].admin.call("CLIENT", "UNPAUSE") == b"+OK\r\n"
+        assert [writer.receive() for _ in range(count)] == [b"+OK\r\n"] * count
+
+
 def test_a_pause_ends_at_the_same_time_everywhere(three: list[Proxy]) -> None:
     with ExitStack() as stack:
         wires = [stack.enter_context(each.connect()) for each in three]
@@ -194,11 +205,11 @@ def test_a_pause_dies_with_the_proxy_that_set_it(three: list[Proxy], endpoint: U
 
 
 def test_without_a_secret_a_pause_is_one_proxys_own(endpoint: Up, tmp_path: Path) -> None:
-    with proxies(endpoint, tmp_path, 2, secret=None) as (one, other):
-        assert one.peers() is other.peers() is None
+    with proxies(endpoint, tmp_path, 1, secret=None) as (one,), Wire.to(endpoint.redis_url) as other:
+        assert one.peers() is endpoint.topology()["peers"] is None
         assert one.admin.call("CLIENT", "PAUSE", LONG, "ALL") == b"+OK\r\n"
-        assert (one.mode(), other.mode()) == ("all", "none")
-        assert other.admin.call("PING") == b"+PONG\r\n"
+        assert (one.mode(), endpoint.topology()["paused"]["mode"]) == ("all", "none")
+        assert other.call("PING") == b"+PONG\r\n"
         assert "other proxies, if there are any, are not told of the pause" in one.errors.read_text()
         assert one.admin.call("CLIENT", "UNPAUSE") == b"+OK\r\n"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,9 +12,9 @@ import pytest
 
 from tests.harness import SMALL, until, up
 from tests.system.faultproxy import FaultProxy
-from tests.system.load import tag
+from tests.system.load import metric, tag
 from tests.system.nodes import Node, Shard, shards_of
-from tests.system.test_failure import UNKNOWN, ready
+from tests.system.test_failure import UNKNOWN, primary_of, ready, single
 from tests.system.test_faults import Ways, _announced, _ports, proxy
 from tests.system.wire import Wire, request
 
@@ -52,10 +54,10 @@ def ways(primaries: Ways) -> Iterator[Ways]:
     until(lambda: ready(primaries.through), "all is well again, without a restart")
 
 
-@pytest.fixture
-def stranger(tmp_path: Path) -> Iterator[Node]:
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """The primary of another cluster."""
-    with up(tmp_path, *SMALL) as running:
+    with up(tmp_path_factory.mktemp("stranger"), *SMALL) as running:
         yield Node(running.topology()["shards"][0]["primary"])
 
 
@@ -176,6 +178,28 @@ def test_what_any_shard_can_do_does_not_wait_for_a_dead_one(ways: Ways) -> None:
         assert waiting.receive() == b"$-1\r\n"
 
 
+# -- more transactions than lanes for them ---------------------------------------------------------------------------
+
+
+def test_transactions_wait_for_a_lane_while_their_shard_is_away(tmp_path: Path) -> None:
+    with single(tmp_path, "timeouts: {hold: 60s}\nlanes: {leased_per_shard: 4}") as running, ExitStack() as stack:
+        clients = [stack.enter_context(Wire.to(running.redis_url)) for _ in range(60)]
+        assert all(client.call("PING") == b"+PONG\r\n" for client in clients)
+        os.kill(primary_of(running, 0)["pid"], signal.SIGKILL)
+        until(lambda: not ready(running), "the loss is noticed")
+        begin = request("MULTI") + request("INCR", "number") + request("INCR", "number") + request("EXEC")
+        for client in clients[::2]:
+            client.send_raw(begin)
+        for at, client in enumerate(clients[1::2]):
+            client.send_raw(request("WATCH", f"watched:{at}") + begin)
+        for client in clients[1::2]:
+            assert client.receive() == b"+OK\r\n"
+        for client in clients:
+            assert [client.receive() for _ in range(3)] == [b"+OK\r\n", b"+QUEUED\r\n", b"+QUEUED\r\n"]
+            assert client.receive().startswith(b"*2\r\n:")
+        assert clients[0].call("GET", "number") == b"$3\r\n120\r\n"
+
+
 # -- a primary that is replaced while it is being connected to -------------------------------------------------------
 
 
@@ -222,6 +246,24 @@ def test_a_promotion_ends_the_wait_for_the_former_primary_to_accept_connections(
         assert clients[1].receive() == b"+OK\r\n"
         assert clients[2].receive().endswith(b":1\r\n")
         assert clients[3].receive() == b"*-1\r\n"
+
+
+def test_half_a_reply_of_a_lost_primary_is_nobodys(two: tuple[Ways, FaultProxy, Node, Node]) -> None:
+    ways, way, _, replica = two
+    value = b"".join(b"%07d" % at for at in range(400_000))
+    with Wire.to(ways.through.redis_url) as client:
+        assert client.call("SET", "large", value) == b"+OK\r\n"
+        assert client.call("WAIT", 1, 30_000) == b":1\r\n"
+        sent = metric(ways.through, "ackgate_lanes_received_bytes_total")
+        way.delay = 0.05
+        client.send_raw(request("GET", "large") + request("STRLEN", "large"))
+        until(
+            lambda: metric(ways.through, "ackgate_lanes_received_bytes_total") > sent + len(value) // 4, "some is there"
+        )
+        way.cut()
+        replica.call("CLUSTER", "FAILOVER", "TAKEOVER")
+        assert client.receive() == b"$%d\r\n%s\r\n" % (len(value), value)
+        assert client.receive() == b":%d\r\n" % len(value)
 
 
 def test_a_connection_to_a_former_primary_that_leads_nowhere_is_given_up(

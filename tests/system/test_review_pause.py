@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from tests.harness import Up, until
+from tests.system.beside import overloaded
 from tests.system.test_pause import LIBRARY, LONG, Side, either, flags, number_of, readable, sent, words_of
-from tests.system.test_peers import proxies
-from tests.system.wire import Wire, request
-
-BUSY = "for turn = 1, 1e8 do end return 1"  # some tenths of a second; the clock stands still in a script
 
 
 @pytest.fixture(params=["direct", "proxy"])
@@ -23,40 +18,20 @@ def side(request: pytest.FixtureRequest, endpoint: Up, direct: int) -> Iterator[
         yield found
 
 
-@contextmanager
-def overloaded(url: str) -> Iterator[tuple[Wire, int]]:
-    """A client whose writes, more than a node reads at a time, wait behind a script that runs: it, and how many."""
-    with Wire.to(url) as runner, Wire.to(url) as writer:
-        runner.send("EVAL", BUSY, 1, "{k}")
-        time.sleep(0.02)  # it has begun; should it not, the writes are through sooner
-        writer.send_raw(request("SET", "{k}", "x" * 1000) * 400)
-        time.sleep(0.02)  # as many as may be are on the lane
-        yield writer, 400
-        assert runner.receive() == b":1\r\n"
-
-
 def test_reads_pass_though_writes_were_waiting_for_a_busy_shard(endpoint: Up, direct: int) -> None:
     """They share a lane with those, which must not meet a shard that is paused."""
-    with either("proxy", endpoint, direct) as side, side.connect() as reader:
-        with overloaded(endpoint.redis_url) as (writer, count):
-            side.pause(LONG, "WRITE")
-            reader.sock.settimeout(10)
-            assert reader.call("GET", "{k}")
-            assert side.info("clients")["paused_actions"] == "write"
-            assert not sent(side, ["SET", "{k}", 1])
-            side.unpause()
-            assert [writer.receive() for _ in range(count)] == [b"+OK\r\n"] * count
-
-
-def test_reads_pass_at_other_proxies_too(endpoint: Up, tmp_path: Path) -> None:
-    with proxies(endpoint, tmp_path, 2) as (one, other), other.connect() as reader:
-        with overloaded(other.url) as (writer, count):
-            assert one.admin.call("CLIENT", "PAUSE", LONG, "WRITE") == b"+OK\r\n"
-            reader.sock.settimeout(10)
-            assert reader.call("GET", "{k}")
-            assert other.mode() == "write"
-            assert one.admin.call("CLIENT", "UNPAUSE") == b"+OK\r\n"
-            assert [writer.receive() for _ in range(count)] == [b"+OK\r\n"] * count
+    with (
+        either("proxy", endpoint, direct) as side,
+        side.connect() as reader,
+        overloaded(endpoint.redis_url) as (writer, count),
+    ):
+        side.pause(LONG, "WRITE")
+        reader.sock.settimeout(10)
+        assert reader.call("GET", "{k}")
+        assert side.info("clients")["paused_actions"] == "write"
+        assert not sent(side, ["SET", "{k}", 1])
+        side.unpause()
+        assert [writer.receive() for _ in range(count)] == [b"+OK\r\n"] * count
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ async def test_two_proxies_that_are_told_the_same_at_once_do_it_once(
     async def one_after_the_other(replica: ControlConnection, deadline: float) -> bool:
         turns.append(replica)
         if len(turns) == 2:
-            while not (await handover.standing(replica)).leads:
+            while not (await handover.standing(replica)).leads:  # noqa: ASYNC110 -- a role, no event
                 await trio.sleep(0.002)
         return await promote(replica, deadline)
 
@@ -111,7 +111,7 @@ async def test_a_pause_that_begins_in_a_switchover_holds_and_ends_on_the_new_pri
             return bool(info["paused_actions"] == "write")
 
         with trio.fail_after(10):
-            while not await is_paused():
+            while not await is_paused():  # noqa: ASYNC110 -- a state of the node, no event
                 await trio.sleep(0.02)
             while not server.pausing.parked:  # noqa: ASYNC110 -- a count, no event
                 await trio.sleep(0.02)
