@@ -391,7 +391,7 @@ WORKER_COUNT: Final = Family("workers", "gauge", "Workers that there are to be."
 WORKER_UP: Final = Family("worker_up", "gauge", "1 when the worker accepts clients and answers.", labels=_WORKER)
 WORKER_RESTARTS: Final = Family("worker_restarts", "counter", "Times the worker was started again.", labels=_WORKER)
 WORKER_CLIENTS: Final = Family("worker_clients_open", "gauge", "Client connections of the worker now.", labels=_WORKER)
-WORKER_CPU: Final = Family("worker_cpu_seconds", "counter", "CPU time of the worker's present process.", labels=_WORKER)
+WORKER_CPU: Final = Family("worker_cpu_seconds", "counter", "CPU time of the worker's processes.", labels=_WORKER)
 WORKERS: Final = (WORKER_COUNT, WORKER_UP, WORKER_RESTARTS, WORKER_CLIENTS, WORKER_CPU)
 """There with ``workers`` above 1, from the process that holds them together."""
 

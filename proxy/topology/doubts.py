@@ -63,11 +63,6 @@ class Doubts:
                 if owner.leased and owner.use is None and owner.shard >= 0:
                     self.lanes.close(lane)  # nobody has it now
                     continue
-                if owner.use is Use.BLOCK:
-                    # It may be silent for as long as its client likes; the kernel looks after it.
-                    if owner.retiring_since is not None:
-                        lane.lose("its node did not answer and has a successor")
-                    continue
                 owner.doubted = Doubt(trio.current_time(), _activity(lane))
                 if not owner.leased:  # within a transaction it would count as one of its commands
                     self.plane.submit(lane, PING, lambda frame, owner=owner: _believe(owner), pinned=True)  # type: ignore[misc]
@@ -77,8 +72,8 @@ class Doubts:
         for lane in list(self.lanes.all_connected()):
             owner: Owner = lane.owner
             doubted = owner.doubted
-            if doubted is None:
-                continue
+            if doubted is None or (owner.use is Use.BLOCK and owner.retiring_since is None):
+                continue  # what blocks may be silent for as long as its client likes; a former primary frees it
             if doubted.seen != _activity(lane) or (owner.leased and not lane.fifo):
                 owner.doubted = Doubt(now, _activity(lane))
             elif now - doubted.since > DOUBT + self.cluster.silence(owner.node_id):

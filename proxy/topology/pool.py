@@ -69,6 +69,7 @@ class Pool:
         owner: Owner = lane.owner
         self._not_in_use(owner)
         owner.idle_since = trio.current_time()
+        owner.doubted = None  # it has answered
         self._idle[owner.identity, owner.shard].append(lane)
 
     def forget(self, lane: Lane) -> None:

@@ -40,6 +40,7 @@ LOOK = 2.0  # seconds between two looks at workers' figures: what a killed one c
 PATIENCE = 1.0  # seconds for a worker to answer
 AGAIN, AGAIN_MOST = 0.1, 10.0  # seconds before a worker that ended is started again; doubled while it does not last
 LASTS = 10.0  # seconds after which one is taken to last
+CPU_SECONDS = "process_cpu_seconds_total"
 GRACE = 5.0  # seconds to end in, besides what it may drain
 
 
@@ -107,6 +108,8 @@ class Team:
         """Those that run now, by number."""
         self.restarts = dict.fromkeys(range(1, count + 1), 0)
         self._totals = Totals()
+        self._cpu_seconds = dict.fromkeys(self.restarts, 0.0)
+        """Of processes that are gone."""
         self._served: set[int] = set()
         """Numbers that have accepted clients once."""
         self._all_serve = trio.Event()
@@ -200,6 +203,7 @@ class Team:
             process.kill()  # harmless when it has ended
             del self.workers[number]
             self._totals.bury(worker.number, worker.families)
+            self._cpu_seconds[number] += _value(worker, CPU_SECONDS)
         return worker
 
     async def _look_always(self) -> None:
@@ -269,7 +273,7 @@ class Team:
         present = {number: self.workers.get(number) for number in numbers}
         up = {number: int(_well(worker)) for number, worker in present.items()}
         clients = {number: _value(worker, "ackgate_clients_open") for number, worker in present.items()}
-        seconds = {number: _value(worker, "process_cpu_seconds_total") for number, worker in present.items()}
+        seconds = {number: self._cpu_seconds[number] + _value(present[number], CPU_SECONDS) for number in numbers}
         count = families_of.WORKER_COUNT
         yield count.full_name, count.text, count.kind, "", [(count.scraped_name, {}, self.count)]
         yield _by_worker(families_of.WORKER_UP, up)

@@ -10,7 +10,6 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -33,12 +32,13 @@ from tests.chaos.storm import (
 from tests.namespace import inside, why_not
 
 INSIDE = "ACKGATE_CHAOS_INSIDE"
+MORE_S = 100.0  # for what was not done yet
 CONTROL = ("primary killed with writes unreplicated",)
 
 
 @click.command()
-@click.option("--kills", default=18, show_default=True, help="Primaries to kill in the storm, at least.")
-@click.option("--seconds", default=270, show_default=True, help="The longest that the storm may last.")
+@click.option("--kills", default=12, show_default=True, help="Primaries to kill in the storm, at least.")
+@click.option("--seconds", default=200, show_default=True, help="How long the storm lasts, or up to 100 s longer.")
 @click.option("--held-kills", default=6, show_default=True, help="Primaries to kill in the storm over durability.")
 @click.option("--held-seconds", default=60, show_default=True, help="The longest that it may last.")
 @click.option("--control-kills", default=2, show_default=True, help="Primaries to kill in each control run.")
@@ -63,7 +63,9 @@ def main(
     folder = Path(tempfile.mkdtemp(prefix="ackgate-chaos-"))
 
     def run(name: str, plan: tuple[str, ...], crew: Crew, kills: int, seconds: float, proxies: list[Proxy]) -> Outcome:
-        bounds: dict[str, Any] = {"kills": kills, "seconds": seconds, "turn": bool(proxies)}
+        bounds = {"kills": kills, "seconds": seconds}
+        if proxies:
+            bounds |= {"at_least": seconds, "seconds": seconds + MORE_S}
         outcome = storm(running, name, plan, crew, **bounds, seed=seed, proxies=proxies, tell=click.echo)
         slowest, fault = outcome.faults.slowest
         told = f"proxies served {slowest:.2f} s behind whole nodes at most ({fault})" if proxies else ""

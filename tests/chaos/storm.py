@@ -203,14 +203,14 @@ def storm(
     kills: float,
     seconds: float,
     seed: int,
-    turn: bool = False,
+    at_least: float = 0.0,
     proxies: Sequence[Proxy] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Strike as planned, again and again, until ``kills`` primaries were killed or the time is up; see what is lost.
 
-    Only kills with ``BUSY_ENOUGH`` writes acknowledged in the second before are counted. ``turn``: not before all of
-    the plan was done once, unless the time is up.
+    Only kills with ``BUSY_ENOUGH`` writes acknowledged in the second before are counted. It lasts ``at_least`` so many
+    seconds, and where that is not 0, until all of the plan was done once, unless the time is up.
     """
     ledger = Ledger()
     faults = Faults(running, ledger, seed, list(proxies))
@@ -219,8 +219,9 @@ def storm(
 
     def strike() -> None:
         for number, kind in enumerate(itertools.cycle(plan)):
-            over = faults.kills >= kills and (number >= len(plan) or not turn)
-            if over or time.monotonic() - started > seconds:
+            lasted = time.monotonic() - started
+            done = not at_least or (lasted > at_least and number >= len(plan))
+            if (faults.kills >= kills and done) or lasted > seconds:
                 return
             faults.strike(kind, BUSY if "killed" in kind and "proxy" not in kind else 1)
             told = f"{time.monotonic() - started:.0f} s: {kind} ({faults.kills} kills)"

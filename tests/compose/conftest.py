@@ -27,6 +27,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def whole(stack: Stack) -> Stack:
     """The deployment, with nothing broken in it, not even by a test that failed."""
     if not stack.is_whole():
-        stack.up("--no-recreate")
+        stack.up()
         stack.until_whole()
     return stack

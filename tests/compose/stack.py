@@ -87,9 +87,13 @@ class Stack:
         docker("build", "-q", "-t", HAPROXY_STAND_IN, "--build-arg", f"BASE_IMAGE={base}", "-f", file, str(folder))
         self.environment["HAPROXY_IMAGE"] = HAPROXY_STAND_IN
 
+    @property
+    def all_files(self) -> list[Path]:
+        return [COMPOSE_FILE, *self.files]
+
     # -- docker compose ---------------------------------------------------------------------------------
     def compose(self, *arguments: str) -> str:
-        files = [word for file in [COMPOSE_FILE, *self.files] for word in ("-f", str(file))]
+        files = [word for file in self.all_files for word in ("-f", str(file))]
         return run("docker", "compose", *files, *arguments, env=self.environment)
 
     def up(self, *arguments: str) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from tests.cli.test_readme import tour_blocks
 from tests.compose.load import Load
-from tests.compose.stack import NODES, Stack, docker, inspect
-from tests.harness import PATIENCE_S, ROOT, until
+from tests.compose.stack import COMMAND_S, NODES, Stack, docker, inspect
+from tests.harness import ROOT, until
 
 pytestmark = pytest.mark.compose
 
@@ -28,6 +28,7 @@ def typed(stack: Stack, block: str) -> str:
         "9090": str(stack.prometheus_port),
         ".venv/bin/python": shlex.quote(sys.executable),
         "deploy/secrets": str(stack.secrets),
+        "-f deploy/compose.yaml": " ".join(f"-f {shlex.quote(str(file))}" for file in stack.all_files),
         "redis.Redis(": f"redis.Redis(password={stack.password()!r}, ",
     }
     text = re.sub("|".join(map(re.escape, texts)), lambda found: texts[found[0]], text)
@@ -37,7 +38,7 @@ def typed(stack: Stack, block: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=COMMAND_S,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -7,9 +7,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -117,12 +117,26 @@ def test_it_fronts_any_cluster(image: str, cluster: str, tmp_path: Path) -> None
         assert inspect(container)["State"]["ExitCode"] == 0
 
 
+def moment(text: str) -> float:
+    """Seconds of what Docker writes: RFC 3339 with nanoseconds, in UTC."""
+    return datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00").timestamp()
+
+
+def waited(pid: int) -> float:
+    """Seconds that a process was ready to run and had no CPU, since others had it."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
 def test_it_serves_within_two_seconds(image: str, cluster: str, tmp_path: Path) -> None:
+    """Of its own time: what else this machine does meanwhile is not the image's."""
+
     def start() -> float:
-        began = time.monotonic()
         with proxy_in_front_of(cluster, image, tmp_path) as container:
             until(lambda: ready_line(container), "the proxy is ready")
-            return time.monotonic() - began
+            state = inspect(container)["State"]
+            lines = docker("logs", "--timestamps", container).splitlines()
+            [ready] = [line.split()[0] for line in lines if " ready redis:" in line]
+            return moment(ready) - moment(state["StartedAt"]) - waited(state["Pid"])
 
-    # Of a machine that does something else at the moment the best of some tries tells.
-    assert any(start() < READY_S for _ in range(8))
+    times = [start() for _ in range(3)]
+    assert min(times) < READY_S, times

@@ -15,7 +15,7 @@ from tests.shard.containers import Network, containers
 @pytest.fixture
 def network(tmp_path: Path) -> Iterator[Network]:
     # The nodes shall not be held for failed while they are asked.
-    with containers(tmp_path, NODE_TIMEOUT_MS="3000") as network:
+    with containers(tmp_path, NODE_TIMEOUT_MS="2500") as network:
         yield network
 
 

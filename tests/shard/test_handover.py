@@ -48,7 +48,8 @@ async def test_a_pair_changes_places_without_losing_a_byte(tmp_path: Path) -> No
         assert await handover.level(replica, offset, trio.current_time() + 10) == 0
         assert await handover.level(replica, offset + 1000, trio.current_time() + 0.01) >= 900, "that much is missing"
         before = await replica.call("CONFIG", "GET", SETTING)
-        async with handover.giving_up_after(2.5, ControlConnection.open, primary, replica):
+        timeouts = [(node, await handover.failover_timeout(node)) for node in (primary, replica)]
+        async with handover.giving_up_after(2.5, ControlConnection.open, timeouts):
             assert (await replica.call("CONFIG", "GET", SETTING))[1] == b"2500"
             assert await handover.promote(replica, trio.current_time() + 10)
         assert await replica.call("CONFIG", "GET", SETTING) == before == await primary.call("CONFIG", "GET", SETTING)

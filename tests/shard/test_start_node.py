@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -147,6 +148,25 @@ def test_without_a_majority_the_disk_of_the_dead_primary_is_the_best_there_is(tm
         primary.start()
         until(lambda: primary.role() == "master", "the primary is back")
         assert primary.said()[-1] == "no replica took over in time: starts with what is on its disk"
+
+
+@pytest.mark.slow
+def test_a_replica_that_hangs_is_waited_for_too(tmp_path: Path) -> None:
+    with containers(tmp_path, NODE_AOF="off", NODE_TIMEOUT_MS="300") as network:
+        primary, replica, *others = network.add(4)
+        network.start()
+        network.form([primary, replica], *([other] for other in others))
+        primary.call("SET", "{06S}", "kept")
+        assert primary.call("WAIT", 1, 5000) == 1
+        assert replica.process is not None
+        replica.process.send_signal(signal.SIGSTOP)
+        primary.kill()
+        primary.start()
+        until(lambda: len(primary.said()) == 2, "the time for a takeover is over")
+        assert primary.said()[1] == "no replica took over in time: CLUSTER FAILOVER TAKEOVER on node-2 ends the waiting"
+        replica.process.send_signal(signal.SIGCONT)
+        until(lambda: primary.role() == "slave", "the dead primary is back as a replica")
+        assert replica.call("GET", "{06S}") == "kept"
 
 
 @pytest.mark.slow

@@ -313,7 +313,7 @@ def test_a_pause_never_gets_shorter_nor_weaker(pauses: list[list[int | str]], wo
         for pause in pauses:
             side.pause(*pause)
         wire.call(*words)
-        assert time.monotonic() - started >= 0.2
+        assert time.monotonic() - started >= 0.19
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_a_pause_of_all_holds_everything(line: str, side: Side) -> None:
         started = time.monotonic()
         side.pause(100)
         assert wire.call(*words_of(line))
-        assert time.monotonic() - started >= 0.1
+        assert time.monotonic() - started >= 0.09
 
 
 def test_what_is_wrong_is_told_at_once_whatever_is_paused(side: Side) -> None:

@@ -18,7 +18,7 @@ from tests.system.test_failure import UNKNOWN, primary_of, ready, single
 from tests.system.test_faults import Ways, _announced, _ports, proxy
 from tests.system.wire import Wire, request
 
-PATIENT = "timeouts: {connect: 60s, probe: 500ms, probe_interval: 100ms, command: 500ms, hold: 60s}\n"
+PATIENT = "timeouts: {connect: 60s, probe: 500ms, probe_interval: 100ms, command: 60s, hold: 60s}\n"
 QUICK = "timeouts: {connect: 500ms, probe: 500ms, probe_interval: 100ms, command: 500ms, hold: 30s}\n"
 SLOTS = (100, 6000, 12000)  # one of each shard of three
 
@@ -269,10 +269,11 @@ def test_half_a_reply_of_a_lost_primary_is_nobodys(two: tuple[Ways, FaultProxy, 
 def test_a_connection_to_a_former_primary_that_leads_nowhere_is_given_up(
     two: tuple[Ways, FaultProxy, Node, Node]
 ) -> None:
-    ways, way, _, replica = two
-    with Wire.to(ways.through.redis_url) as client, Wire.to(ways.through.redis_url) as blocked:
+    ways, way, primary, replica = two
+    with Wire.to(ways.through.redis_url) as client, Wire.to(ways.through.redis_url) as blocked, primary.wire() as direct:
         assert client.call("SET", "key", 1) == b"+OK\r\n"
         blocked.send("BLPOP", "list", 0)
+        until(lambda: b"cmd=blpop" in direct.call("CLIENT", "LIST"), "it blocks")
         way.half_open()
         client.send("SET", "key", 2)
         replica.call("CLUSTER", "FAILOVER", "TAKEOVER")
