@@ -21,6 +21,7 @@ from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Life, Stamp
 from proxy.acks.primary import AckLane, Primary
 from proxy.acks.probe import Probes
 from proxy.acks.wait import Acks
+from proxy.acks.waiters import Run
 from proxy.codec import Limits as CodecLimits
 from proxy.configfile import read_password
 from proxy.control.acl import AclCommands
@@ -122,7 +123,6 @@ class Server:
             moving=lambda: self.redirects.unsettle(),
             amiss=lambda: not self.ready,
         )
-        self.trust = Trust(self.cluster)
         self.steps = StepFigures(
             self.metrics,
             name=self._shard_id,
@@ -140,6 +140,7 @@ class Server:
             hint=self.cluster.hint,
             recorder=self.steps.of,
         )
+        self.trust = Trust(self.cluster, self.plane, self.acks.pace)
         self.probes = Probes(
             self.acks,
             settings.acks.probe_interval,
@@ -282,6 +283,7 @@ class Server:
             async with trio.open_nursery() as nursery:
                 for task in (self._turn, self.cluster.run, self.lanes.run, self.redirects.run, self.acks.run):
                     nursery.start_soon(task)
+                nursery.start_soon(self.trust.run)
                 nursery.start_soon(self.roster.run)
                 nursery.start_soon(self.hub.run)
                 nursery.start_soon(self.pubsub.run)
@@ -479,9 +481,12 @@ class Server:
             self.cluster.hint()
             raise
 
-    async def _distrust(self, shard: int, primary: Primary) -> str | None:
-        passes = self.settings.acks.untrusted_waitaof == "pass"
-        return None if passes else await self.trust.distrust(shard, primary)
+    def _distrust(self, shard: int, primary: Primary) -> Run[str]:
+        if self.settings.acks.untrusted_waitaof != "pass":
+            return self.trust.distrust(shard, primary)
+        believed: Run[str] = Run()
+        believed.finish(None)
+        return believed
 
     def _lost_write(self, client: Client, lane: Lane) -> None:
         """Whether the write ran is not known: no later WAIT of the session may count it."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Hashable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 ALL = 1 << 62
 
-Kind = TypeVar("Kind", bound=Hashable)
 Done = Callable[[bytes | None, Counts | None], None]
 """Called with the reply, None for a session that is to be told and closed; and with what it says, where known."""
 
@@ -120,23 +119,25 @@ class Member:
         self._crowd.expire(self)
 
 
-class Batches(Generic[Kind]):
-    """Work on members, kind by kind: those who come while some of their kind are worked on are the next batch."""
+class Looks:
+    """Looks for members whose time is up, by the shards they wait for: those who come while some of their kind are
+    looked for are the next batch.
+    """
 
-    def __init__(self, work: Callable[[Kind, list[Member]], Awaitable[None]]) -> None:
+    def __init__(self, work: Callable[[frozenset[int], list[Member]], Awaitable[None]]) -> None:
         self._work = work
-        self._next: dict[Kind, list[Member]] = {}
+        self._next: dict[frozenset[int], list[Member]] = {}
 
-    def add(self, kind: Kind, member: Member, nursery: trio.Nursery) -> None:
-        members = self._next.get(kind)
+    def add(self, shards: frozenset[int], member: Member, nursery: trio.Nursery) -> None:
+        members = self._next.get(shards)
         if members is not None:
             members.append(member)
             return
-        self._next[kind] = [member]
-        nursery.start_soon(self._run, kind)
+        self._next[shards] = [member]
+        nursery.start_soon(self._run, shards)
 
-    async def _run(self, kind: Kind) -> None:
-        while members := self._next[kind]:
-            self._next[kind] = []
-            await self._work(kind, members)
-        del self._next[kind]
+    async def _run(self, shards: frozenset[int]) -> None:
+        while members := self._next[shards]:
+            self._next[shards] = []
+            await self._work(shards, members)
+        del self._next[shards]

@@ -3,9 +3,8 @@
 Thousands may wait, and most wait for the same: those who want as many replicas of a shard, since the same look at it,
 are a cohort, for which one waiter stands in the shard's rounds.  A look proves what it counts (see ``looks``), so a
 WAIT is answered by the look that lets the last of its shards go; shards seen long before that are seen once more, since
-what the session wrote there may be elsewhere by then.  A WAITAOF joins those of its kind, and one task at a
-time reads for all of them what has to be read behind their counts; kinds are apart, so that a shard which does not
-answer holds up those alone who ask for it.
+what the session wrote there may be elsewhere by then.  A WAITAOF joins those of its kind, for
+whom what has to be read behind their counts is read at once (see ``proofs``).
 
 What is not usual (slots that move, another life than expected, a verdict that is missing) is begun anew by a task of
 its own: see ``Question.ask``.  The rules are the question's in both cases.
@@ -17,14 +16,16 @@ import itertools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from heapq import heapify, heappop, heappush
 
 import structlog
 import trio
 
-from proxy.acks.cohorts import Batches, Cohort, Done, Member, nobody
+from proxy.acks.cohorts import Cohort, Done, Looks, Member, nobody
 from proxy.acks.incarnation import Incarnation, Stamp
 from proxy.acks.looks import Seen
+from proxy.acks.proofs import Proofs
 from proxy.acks.question import GRACE, NOTHING, Counts, Question, Unconfirmed, Untrusted, most
 from proxy.acks.rounds import ShardRounds
 from proxy.acks.wait import Acks
@@ -64,8 +65,8 @@ class Crowd:
         self.acks = acks
         self._together = together
         self._members: set[Member] = set()
-        self._looks: Batches[frozenset[int]] = Batches(self._look)
-        self._proofs: Batches[tuple[bool, frozenset[int]]] = Batches(self._prove)
+        self._looks = Looks(self._look)
+        self._proofs = Proofs(acks, self._conclude, together)
         self._deadlines: list[tuple[float, int, Member]] = []
         self._number = itertools.count()
         self._sooner = trio.Event()
@@ -232,8 +233,13 @@ class Crowd:
         if written != len(writes):
             return False
         if not member.pending:
-            self._to_proof(member)
+            self.acks.pace.rest(member, trio.current_time(), partial(self._told_before, member))
         return True
+
+    def _told_before(self, member: Member) -> None:
+        """It was told enough before: what is left is to prove that it still holds."""
+        if not (member.over or member.ready):
+            self._to_proof(member)
 
     def _counted_fsync(self, member: Member, shard: int, counts: Counts) -> None:
         if member.over or member.ready or member.pending.pop(shard, None) is None:
@@ -270,17 +276,7 @@ class Crowd:
         claimed = frozenset(question.claimed(member.counts))
         if question.late:
             self._give_grace(member)
-        self._proofs.add((question.asked.fsync, claimed), member, self._the_nursery)
-
-    async def _prove(self, kind: tuple[bool, frozenset[int]], members: list[Member]) -> None:
-        fsync, shards = kind
-        verdicts: dict[int, Verdict] = {}
-        if shards:
-            verdicts = await self.acks.verdicts(shards, fsync, min(member.question.deadline for member in members))
-        with self._together():
-            for member in members:
-                if not member.over:
-                    self._conclude(member, verdicts)
+        self._proofs.add(claimed, member)
 
     def _conclude(self, member: Member, verdicts: dict[int, Verdict]) -> None:
         try:

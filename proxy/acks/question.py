@@ -247,9 +247,12 @@ class Question:
                 if shard in self.writer.writes and waiter.threshold is not None:
                     self.memory.thresholds[shard] = (self.writer.writes[shard][1], waiter.threshold)
         counts = {shard: (waiter.local, waiter.count) for shard, waiter in waiters.items()}
-        if self.asked.fsync and not everywhere:
-            counts = {shard: most((now, self.told(shard))) for shard, now in counts.items()}
-        return counts
+        if everywhere:
+            return counts
+        told = {shard: self.told(shard) for shard in counts}
+        if not self.asked.fsync:  # who has fsynced it has it
+            told = {shard: (0, replicas) for shard, (_, replicas) in told.items()}
+        return {shard: most((now, told[shard])) for shard, now in counts.items()}
 
     def _enlist(self, shard: int, gate: Latch, everywhere: bool) -> Waiter:
         rounds = self.acks.of(shard)

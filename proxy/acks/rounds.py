@@ -25,7 +25,7 @@ from proxy.acks.pace import Pace
 from proxy.acks.primary import KICK_AGAIN, Primary
 from proxy.acks.reach import Reacher
 from proxy.acks.steps import Recorder, Steps, Unrecorded
-from proxy.acks.waiters import Run, Shared, Verdict, Waiter
+from proxy.acks.waiters import Run, Verdict, Waiter
 from proxy.acks.waitlist import Waitlist
 from proxy.dataplane import DataPlane
 from shard.client import ConnectionLost, ControlConnection, ReplyError
@@ -72,7 +72,7 @@ class ShardRounds:
 
     ``connect()`` opens a connection to the shard's present primary (``ConnectionLost`` when it has none);
     ``ticked(shard)`` is called when the tick or generation changed, so that lanes stamp writes anew; ``distrust()``
-    names a node of the shard whose WAITAOF cannot be believed; ``recorder`` is told what can be measured.
+    has the nodes' settings read and says why WAITAOF cannot be believed; ``recorder`` is told what can be measured.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ShardRounds:
         *,
         connect: Callable[[], Awaitable[ControlConnection]],
         ticked: Callable[[int], None],
-        distrust: Callable[[Primary], Awaitable[str | None]],
+        distrust: Callable[[Primary], Run[str]],
         recorder: Recorder | None = None,
     ) -> None:
         self.shard = shard
@@ -109,7 +109,7 @@ class ShardRounds:
         self._reader: Reader | None = None
         self._opening = trio.Lock()
         self._resets = 0
-        self._reacher = Reacher(self._reach, gave_up=self._disappoint_all, go_on=self._stir)
+        self._reacher = Reacher(self._reach, gave_up=self._disappoint_all, go_on=self._go_on)
         self._waiting = Waitlist()
         self._glancers: list[Glancer] = []
         self._run: Run[Verdict] | None = None
@@ -142,7 +142,9 @@ class ShardRounds:
             advance=self._advance,
             hear=lambda: self.verdict(fsync=False),
         )
-        self._verify_fsync = Shared(self._read_fsync_verdict)
+        self._fsync_next: Run[Verdict] | None = None
+        self._fsync_run: Run[Verdict] | None = None
+        """The one under way: those who come meanwhile share the next."""
 
     # -- what acks and topology tell ------------------------------------------------------------
     def owns(self, slots: frozenset[str]) -> None:
@@ -168,6 +170,7 @@ class ShardRounds:
         self.seen = None
         self.steps.idle()
         look, self._looking = self._looking, None
+        fsync, self._fsync_run = self._fsync_run, None
         if look is not None:
             self._put_back(look)
         if self._primary is not None:
@@ -176,8 +179,11 @@ class ShardRounds:
         self._samples.clear()
         self.sampled_tick = 0
         self.markers.reset()
-        if self._sought:
+        if self._sought or self._fsync_next is not None:
             self._reacher.want()
+        for run in (look.run if look is not None else None, fsync):  # last: who is told may ask again at once
+            if run is not None:
+                self._disappoint(run)
 
     # -- what waiters do ------------------------------------------------------------------------
     def join(self, waiter: Waiter) -> None:
@@ -216,8 +222,6 @@ class ShardRounds:
 
     async def verdict(self, fsync: bool) -> Verdict:
         """What holds now, read after this call.  Raises ``ConnectionLost``, ``ReplyError``."""
-        if fsync:
-            return await self._verify_fsync.fresh()
         run = self.next_verdict(fsync)
         await run.done.wait()
         if run.result is None:
@@ -227,7 +231,11 @@ class ShardRounds:
     def next_verdict(self, fsync: bool) -> Run[Verdict]:
         """The same, not yet awaited."""
         if fsync:
-            return self._verify_fsync.next_run()
+            run = self._fsync_next
+            if run is None:
+                run = self._fsync_next = Run()
+                self._plane.at_end(self._verify_fsync)
+            return run
         if self._run is None:
             self._run = Run()
         run = self._run
@@ -330,8 +338,7 @@ class ShardRounds:
                 glancer.glanced(self, seen)
         self.seen = None
         if look.run is not None:
-            look.run.result = Verdict(seen.incarnation, seen.generation, seen.moving, None)
-            look.run.done.set()
+            look.run.finish(Verdict(seen.incarnation, seen.generation, seen.moving, None))
         if self._sought:
             self._stir()
         else:
@@ -359,13 +366,10 @@ class ShardRounds:
     def _put_back(self, look: Look) -> None:
         self._waiting.put_back(look.unsampled)
         self._glancers = [each for each in look.glancers if not each.over] + self._glancers
-        if look.run is not None:
-            self._disappoint(look.run)
 
     @staticmethod
     def _disappoint(run: Run[Verdict]) -> None:
-        run.failure = ConnectionLost("the shard's primary did not answer")
-        run.done.set()
+        run.finish(None, ConnectionLost("the shard's primary did not answer"))
 
     def _fail(self) -> None:
         """What was under way has no answer: try on other connections, a little later."""
@@ -378,6 +382,33 @@ class ShardRounds:
         self.rounds += 1
         self._ticked(self.shard)
 
+    # -- behind WAITAOF's counts ------------------------------------------------------------------
+    def _verify_fsync(self) -> None:
+        """Have settings and verdict read for those who asked so far; one after another."""
+        if self._fsync_next is None or self._fsync_run is not None:
+            return
+        primary = self._primary
+        if primary is None or primary.closed:
+            self._reacher.want()
+            return
+        run, self._fsync_next = self._fsync_next, None
+        self._fsync_run = run
+        # Both are read behind the counts; the settings first, so that a primary which shows itself told its own.
+        settings = self._distrust(primary)
+        verdict = self.next_verdict(fsync=False)
+        verdict.then(lambda: settings.then(partial(self._verified, run, verdict, settings)))
+
+    def _verified(self, run: Run[Verdict], verdict: Run[Verdict], settings: Run[str]) -> None:
+        if self._fsync_run is not run:
+            return
+        self._fsync_run = None
+        if verdict.result is None or settings.failure is not None:
+            run.finish(None, verdict.failure or settings.failure)
+        else:
+            run.finish(verdict.result._replace(untrusted=settings.result))
+        if self._fsync_next is not None:
+            self._plane.at_end(self._verify_fsync)
+
     # -- the loops ------------------------------------------------------------------------------
     async def run(self) -> None:
         """Serve waiters for ever."""
@@ -385,14 +416,19 @@ class ShardRounds:
             nursery.start_soon(self._reacher.run)
             nursery.start_soon(self._keep_answering)
             nursery.start_soon(self.markers.run)
-            nursery.start_soon(self._verify_fsync.serve)
+
+    def _go_on(self) -> None:
+        self._stir()
+        self._plane.at_end(self._verify_fsync)
 
     def _disappoint_all(self) -> None:
         """The primary cannot be reached now."""
         self._glancers = [each for each in self._glancers if not each.over]
-        if self._run is not None:
-            run, self._run = self._run, None
-            self._disappoint(run)
+        run, self._run = self._run, None
+        fsync, self._fsync_next = self._fsync_next, None
+        for each in (run, fsync):
+            if each is not None:
+                self._disappoint(each)
 
     async def _keep_answering(self) -> None:
         """Nobody waits on a connection that has fallen silent."""
@@ -419,14 +455,6 @@ class ShardRounds:
             self._primary = primary
             self._reader = Reader(primary, self._incarnations)
             return primary
-
-    async def _read_fsync_verdict(self) -> Verdict:
-        run = self.next_verdict(fsync=False)
-        untrusted = await self._distrust(await self._reach())  # meanwhile: both are read behind the counts
-        await run.done.wait()
-        if run.result is None:
-            raise run.failure or ConnectionLost("the shard did not answer")
-        return run.result._replace(untrusted=untrusted)
 
 
 def expand(ranges: frozenset[str]) -> set[int]:

@@ -10,10 +10,10 @@ from proxy.acks.arguments import Asked
 from proxy.acks.incarnation import Incarnation, Incarnations, Stamp
 from proxy.acks.pace import Pace
 from proxy.acks.primary import Primary
-from proxy.acks.question import GRACE, LAST_LOOK, PROOF, Counts, Memory, Question, Unconfirmed, Untrusted, Writer, least
+from proxy.acks.question import LAST_LOOK, Counts, Memory, Question, Unconfirmed, Untrusted, Writer, least
 from proxy.acks.rounds import ShardRounds
 from proxy.acks.steps import Recorder
-from proxy.acks.waiters import MarkerRefused, Verdict
+from proxy.acks.waiters import MarkerRefused, Run
 from proxy.codec.reply import error
 from proxy.dataplane import DataPlane
 from shard.client import ControlConnection, ReplyError
@@ -29,9 +29,9 @@ GONE = (
 class Acks:
     """The rounds of all shards, and the waits put to them.
 
-    ``connect(shard)`` opens a connection to a shard's present primary; ``distrust(shard, primary)`` tells
-    why its WAITAOF cannot be believed (None: it can); ``restamp(shard, tick, generation)`` has the lanes of
-    a shard stamp writes anew; ``shards()`` are the indexes of today's shards; ``ended()`` is called when a life
+    ``connect(shard)`` opens a connection to a shard's present primary; ``distrust(shard, primary)`` has it found out
+    why its WAITAOF cannot be believed (None: it can); ``restamp(shard, tick, generation)`` has the lanes of a shard
+    stamp writes anew; ``shards()`` are the indexes of today's shards; ``ended()`` is called when a life
     has ended, so that its lanes take nothing new; ``answers(node_id)`` says whether a node still answers, and
     ``hint()`` has the nodes probed now; ``recorder(shard)`` is told what a shard's rounds measure.
     """
@@ -41,7 +41,7 @@ class Acks:
         plane: DataPlane,
         *,
         connect: Callable[[int], Awaitable[ControlConnection]],
-        distrust: Callable[[int, Primary], Awaitable[str | None]],
+        distrust: Callable[[int, Primary], Run[str]],
         restamp: Callable[[int, int, int], None],
         shards: Callable[[], Sequence[int]],
         ended: Callable[[], None],
@@ -200,15 +200,6 @@ class Acks:
             async with trio.open_nursery() as nursery:
                 for shard in shards:
                     nursery.start_soon(self.of(shard).look_again)
-
-    async def verdicts(self, shards: Iterable[int], fsync: bool, deadline: float) -> dict[int, Verdict]:
-        """What holds on each shard now, for those whose time ends at ``deadline``; who does not answer is left out."""
-        runs = {shard: self.of(shard).next_verdict(fsync) for shard in shards}
-        now = trio.current_time()
-        with trio.move_on_at(min(now + PROOF, max(now, deadline) + GRACE)):
-            for run in runs.values():
-                await run.done.wait()
-        return {shard: run.result for shard, run in runs.items() if run.result is not None}
 
     async def _counts(self, question: Question) -> list[Counts]:
         """The question's answer, or ``Unconfirmed`` at once when a life ends meanwhile."""

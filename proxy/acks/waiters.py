@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 import trio
@@ -151,49 +151,27 @@ class Verdict(NamedTuple):
 class Run(Generic[T]):
     """One call that many share."""
 
-    __slots__ = ("done", "failure", "result")
+    __slots__ = ("_then", "done", "failure", "result")
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.result: T | None = None
         self.failure: Exception | None = None
+        self._then: list[Callable[[], None]] = []
 
+    def then(self, tell: Callable[[], None]) -> None:
+        """Have it called when the run is over; at once if it is."""
+        if self.done.is_set():
+            tell()
+        else:
+            self._then.append(tell)
 
-class Shared(Generic[T]):
-    """Many callers, one call: those who come while a run is under way share the next.
-
-    The runs belong to :meth:`serve`: a caller that goes away takes nobody's run, nor its connection, along.
-    """
-
-    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
-        self._work = work
-        self._next: Run[T] | None = None
-        self._wanted = trio.Event()
-
-    async def serve(self) -> None:
-        """Run what is asked for, for ever."""
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            while self._next is not None:
-                run, self._next = self._next, None
-                try:
-                    run.result = await self._work()
-                except Exception as error:
-                    run.failure = error
-                run.done.set()
-
-    def next_run(self) -> Run[T]:
-        """A run that begins after this call."""
-        if self._next is None:
-            self._next = Run()
-            self._wanted.set()
-        return self._next
-
-    async def fresh(self) -> T:
-        """The result of a run that began after this call.  Raises what the run raised."""
-        run = self.next_run()
-        await run.done.wait()
-        if run.failure is not None:
-            raise run.failure
-        return run.result  # type: ignore[return-value]
+    def finish(self, result: T | None, failure: Exception | None = None) -> None:
+        """It is over; harmless when it was."""
+        if self.done.is_set():
+            return
+        self.result, self.failure = result, failure
+        self.done.set()
+        told, self._then = self._then, []
+        for tell in told:
+            tell()

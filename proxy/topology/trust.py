@@ -1,100 +1,195 @@
-"""Whether a shard's WAITAOF can be believed: what its nodes' settings say, asked behind the counts."""
+"""Whether a shard's WAITAOF can be believed: what its nodes' settings say, asked behind the counts.
+
+They are asked in the data plane's turns, on the lane that looks at the primary and on one lane to each replica.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import trio
 
-from proxy.acks.primary import Primary
+from proxy.acks.pace import Pace
+from proxy.acks.primary import AckLane, Primary
+from proxy.acks.waiters import Run
+from proxy.codec import encode_request
+from proxy.codec.reply import decode, is_error
+from proxy.dataplane import DataPlane
 from proxy.routing.slot_map import Node, Shard
 from proxy.topology.cluster import Cluster
 from proxy.topology.watch import NodeWatch, read_pairs
-from shard.client import ConnectionLost, ControlConnection, ReplyError, format_address
+from shard.client import ConnectionLost, ReplyError, format_address
 
 FIRST_FIXED_REDIS = (8, 2)
 """The first Redis that acknowledges WAITAOF only behind the fsync with ``appendfsync everysec`` (redis#13793)."""
 REPLICA_PATIENCE = 0.03  # seconds a replica has to tell its settings behind a WAITAOF, which has waited already
+SETTINGS = encode_request([b"CONFIG", b"GET", b"append*"])
+MOST_ASKED = 64  # questions that a replica owes an answer, beyond which it is asked no more
+
+Address = tuple[str, int]
+Heard = Callable[[bytes | None], None]
+"""Called with the raw reply of a replica; None: there is none."""
 
 
 class Trust:
-    """Asks the nodes of a shard; keeps a connection to each replica for it."""
+    """Asks the nodes of a shard; keeps a lane to each replica for it."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, plane: DataPlane, pace: Pace) -> None:
         self.cluster = cluster
-        self._replicas: dict[tuple[str, int], ControlConnection] = {}
+        self.pace = pace
+        self._plane = plane
+        self._lanes: dict[Address, AckLane] = {}
+        self._opening: dict[Address, list[Heard]] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Open lanes that are wanted, for ever."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await trio.sleep_forever()
 
     def close(self) -> None:
-        for connection in self._replicas.values():
-            connection.abort()
+        for lane in self._lanes.values():
+            lane.close()
 
-    async def distrust(self, index: int, primary: Primary) -> str | None:
-        """Why a shard's WAITAOF cannot be believed: acknowledged before the fsync, or settings that cannot be read."""
+    def distrust(self, index: int, primary: Primary) -> Run[str]:
+        """Why a shard's WAITAOF cannot be believed: acknowledged before the fsync, or settings that cannot be read.
+
+        It is over once the primary has answered, or never if that is lost.
+        """
+        run: Run[str] = Run()
         shard = self.cluster.shard(index)
         if shard is None:
-            return None
-        address = primary.main.address
+            run.finish(None)
+        else:
+            _Inquiry(self, shard, primary, run).begin()
+        return run
+
+    def ask(self, address: Address, heard: Heard) -> None:
+        """Ask a replica for its settings."""
+        lane = self._lanes.get(address)
+        if lane is not None and not lane.closed:
+            if lane.pending < MOST_ASKED:
+                lane.ask([SETTINGS], lambda frames: heard(frames[0]))
+        elif address in self._opening:
+            self._opening[address].append(heard)
+        elif self._nursery is not None:
+            self._opening[address] = [heard]
+            self._nursery.start_soon(self._open, address)
+
+    async def _open(self, address: Address) -> None:
+        lane: AckLane | None = None
         try:
-            settings = await primary.main.call("CONFIG", "GET", "append*")
-        except ReplyError:
-            return _unread(shard, address)
-        fields = dict(zip(settings[::2], settings[1::2], strict=True))
-        if _acknowledges_early(primary.engine, primary.version, fields[b"appendonly"], fields[b"appendfsync"]):
-            return _untrusted(shard, address, primary.engine, primary.version)
-        found: dict[Node, str] = {}
-
-        async def ask(replica: Node, watch: NodeWatch) -> None:
-            problem = await self._distrust_replica(shard, replica, watch)
-            if problem is not None:
-                found[replica] = problem
-
-        async with trio.open_nursery() as nursery:
-            for replica in shard.replicas:
-                watch = self.cluster.watch_of(replica)
-                if replica.health != "fail" and watch is not None:  # else its primary does not count it
-                    nursery.start_soon(ask, replica, watch)
-        return next((found[replica] for replica in shard.replicas if replica in found), None)
-
-    async def _distrust_replica(self, shard: Shard, replica: Node, watch: NodeWatch) -> str | None:
-        name = format_address(*replica.address)
-        asked = await self._settings(watch)
-        if not asked:
-            return _unread(shard, name)
-        appendonly, appendfsync = asked.get("appendonly", "").encode(), asked.get("appendfsync", "").encode()
-        if _acknowledges_early(watch.engine, watch.version, appendonly, appendfsync):
-            return _untrusted(shard, name, watch.engine, watch.version)
-        return None
+            connection = await self.cluster.connect(*address)
+            lane = self._lanes[address] = AckLane(self._plane, connection, lambda reason: None)
+        except (ConnectionLost, ReplyError):
+            pass
+        for heard in self._opening.pop(address):
+            if lane is None or lane.closed:
+                heard(None)
+            else:
+                self.ask(address, heard)
 
     def early(self, index: int) -> bool:
         """Whether a shard acknowledges WAITAOF before the fsync, by what its nodes said last."""
         shard = self.cluster.shard(index)
         watches = [self.cluster.watch_of(node) for node in shard.nodes] if shard is not None else []
         return any(
-            _acknowledges_early(
-                watch.engine,
-                watch.version,
-                watch.settings.get("appendonly", "").encode(),
-                watch.settings.get("appendfsync", "").encode(),
-            )
-            for watch in watches
-            if watch is not None
+            _acknowledges_early(watch.engine, watch.version, watch.settings) for watch in watches if watch is not None
         )
 
-    async def _settings(self, watch: NodeWatch) -> dict[str, str]:
-        """A replica's AOF settings now; those last known when it does not answer: it acknowledges nothing then."""
-        with trio.move_on_after(REPLICA_PATIENCE if watch.alive else 0):
-            try:
-                connection = self._replicas.get(watch.address)
-                if connection is None or connection.closed:
-                    connection = self._replicas[watch.address] = await self.cluster.connect(*watch.address)
-                watch.settings = read_pairs(await connection.call("CONFIG", "GET", "append*"))
-            except ReplyError:
-                return {}
-            except ConnectionLost:
-                pass
-        return watch.settings
+
+class _Inquiry:
+    """One question to the nodes of a shard."""
+
+    __slots__ = ("_primary", "_primary_told", "_problems", "_run", "_shard", "_trust", "_waiting")
+
+    def __init__(self, trust: Trust, shard: Shard, primary: Primary, run: Run[str]) -> None:
+        self._trust = trust
+        self._shard = shard
+        self._primary = primary
+        self._primary_told = False
+        self._run = run
+        self._waiting: dict[Node, NodeWatch] = {}
+        """The replicas that have not answered yet."""
+        self._problems: dict[Node | None, str] = {}
+
+    def begin(self) -> None:
+        for replica in self._shard.replicas:
+            watch = self._trust.cluster.watch_of(replica)
+            if replica.health == "fail" or watch is None:
+                continue  # its primary does not count it
+            if watch.alive:
+                self._waiting[replica] = watch
+            else:
+                self._judge(replica, watch)
+        self._primary.looker.ask([SETTINGS], lambda frames: self._primary_says(frames[0]))
+        if self._waiting:
+            self._trust.pace.rest(self, trio.current_time() + REPLICA_PATIENCE, self._no_longer)
+        for replica, watch in list(self._waiting.items()):
+            self._trust.ask(watch.address, partial(self._replica_says, replica))
+
+    def _primary_says(self, frame: bytes) -> None:
+        primary = self._primary
+        self._primary_told = True
+        address = primary.looker.address
+        if is_error(frame):
+            self._problems[None] = _unread(self._shard, address)
+        elif _acknowledges_early(primary.engine, primary.version, _settings(frame)):
+            self._problems[None] = _untrusted(self._shard, address, primary.engine, primary.version)
+        self._end_if_all_told()
+
+    def _replica_says(self, replica: Node, frame: bytes | None) -> None:
+        watch = self._waiting.pop(replica, None)
+        if watch is None:
+            return
+        if frame is None or not is_error(frame):
+            if frame is not None:
+                watch.settings = _settings(frame)
+            self._judge(replica, watch)
+        else:
+            self._problems[replica] = _unread(self._shard, format_address(*replica.address))
+        self._end_if_all_told()
+
+    def _no_longer(self) -> None:
+        """Who does not answer acknowledges nothing: what was known last has to do."""
+        for replica, watch in self._waiting.items():
+            self._judge(replica, watch)
+        self._waiting = {}
+        self._end_if_all_told()
+
+    def _judge(self, replica: Node, watch: NodeWatch) -> None:
+        name = format_address(*replica.address)
+        if not watch.settings:
+            self._problems[replica] = _unread(self._shard, name)
+        elif _acknowledges_early(watch.engine, watch.version, watch.settings):
+            self._problems[replica] = _untrusted(self._shard, name, watch.engine, watch.version)
+
+    def _end_if_all_told(self) -> None:
+        if self._waiting or not self._primary_told:
+            return
+        self._trust.pace.forget(self)
+        found = (self._problems.get(node) for node in (None, *self._shard.replicas))
+        self._run.finish(next((problem for problem in found if problem is not None), None))
 
 
-def _acknowledges_early(engine: str, version: str, appendonly: bytes, appendfsync: bytes) -> bool:
-    if appendonly != b"yes" or appendfsync != b"everysec":
+_read: dict[bytes, dict[str, str]] = {}
+_MOST_READ = 256
+
+
+def _settings(frame: bytes) -> dict[str, str]:
+    """The reply to CONFIG GET; nodes say the same again and again."""
+    known = _read.get(frame)
+    if known is None:
+        if len(_read) >= _MOST_READ:
+            _read.clear()
+        known = _read[frame] = read_pairs(decode(frame))
+    return known
+
+
+def _acknowledges_early(engine: str, version: str, settings: dict[str, str]) -> bool:
+    if settings.get("appendonly") != "yes" or settings.get("appendfsync") != "everysec":
         return False
     numbers = tuple(int(word) for word in version.split(".") if word.isdigit())
     return engine != "redis" or numbers < FIRST_FIXED_REDIS

@@ -19,7 +19,7 @@ from proxy.acks.primary import AckLane, Primary
 from proxy.acks.question import Memory
 from proxy.acks.rounds import ShardRounds
 from proxy.acks.wait import Acks
-from proxy.acks.waiters import Gate, Shared, Waiter
+from proxy.acks.waiters import Gate, Run, Waiter
 from proxy.dataplane import DataPlane, Lane, Lost
 from shard.client import ConnectionLost, ControlConnection
 from tests.harness import PATIENCE_S, Up
@@ -59,8 +59,10 @@ def replicas(nodes: tuple[Node, list[Node]]) -> list[Node]:
     return nodes[1]
 
 
-async def trusted(primary: Primary) -> None:
-    return None
+def trusted(primary: Primary) -> Run[str]:
+    run: Run[str] = Run()
+    run.finish(None)
+    return run
 
 
 class Control:
@@ -308,29 +310,23 @@ async def test_losing_slots_begins_a_generation_and_gaining_them_does_not(primar
     assert (rounds.generation, ticked) == (1, [7]), "lanes stamp writes anew"
 
 
-async def test_a_shared_run_that_failed_fails_those_who_shared_it_and_nobody_else() -> None:
-    outcomes = iter([ConnectionLost("first"), "second"])
+async def test_a_run_that_failed_fails_those_who_shared_it_and_nobody_else(primary: Node, make: Make) -> None:
+    reachable = trio.Event()
 
-    async def work() -> str:
-        await trio.lowlevel.checkpoint()
-        outcome = next(outcomes)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+    async def connect() -> ControlConnection:
+        if not reachable.is_set():
+            raise ConnectionLost("not yet")
+        return await primary.connect()
 
-    shared = Shared(work)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(shared.serve)
-
-        async def refused() -> None:
-            with pytest.raises(ConnectionLost, match="first"):
-                await shared.fresh()
-
-        async with trio.open_nursery() as callers:
-            callers.start_soon(refused)
-            callers.start_soon(refused)
-        assert await shared.fresh() == "second"
-        nursery.cancel_scope.cancel()
+    rounds = make(connect)
+    shared = [rounds.next_verdict(fsync=True) for _ in range(2)]
+    assert shared[0] is shared[1]
+    with trio.fail_after(10):
+        await shared[0].done.wait()
+    assert isinstance(shared[0].failure, ConnectionLost)
+    reachable.set()
+    with trio.fail_after(10):
+        assert (await rounds.verdict(fsync=True)).untrusted is None
 
 
 async def test_a_node_that_is_a_replica_by_now_is_not_taken_at_its_word(
