@@ -20,7 +20,7 @@ import trio
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnations, Life
 from proxy.acks.looks import online
 from proxy.acks.pace import Pace
-from proxy.acks.primary import LOOK, AckLane, Primary
+from proxy.acks.primary import INFO, AckLane, Primary
 from proxy.acks.reach import RETRY, Reacher
 from proxy.acks.steps import Steps, Timing
 from proxy.acks.waiters import MarkerRefused, Waiter
@@ -338,7 +338,7 @@ class Markers:
         self._pace.forget(round_)
         round_.asking = True
         present = any(waiter.at_once for waiter in round_.waiters)
-        round_.lane.ask([COUNT, LOOK[0]] if present else [COUNT], partial(self._counted, round_))
+        round_.lane.ask([COUNT, INFO] if present else [COUNT], partial(self._counted, round_))
 
     def _counted(self, round_: MarkerRound, frames: list[bytes]) -> None:
         """Let go those who have enough, and ask for acknowledgments again while somebody has not."""

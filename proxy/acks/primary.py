@@ -16,7 +16,7 @@ KICK = encode_request([b"WAIT", b"2147483647", b"0"])
 STOCK = 64
 """So many of them stand on the kicker, one behind another: to free the first is to have the next one run."""
 KICK_AGAIN = 1.0  # seconds; replicas speak on their own once a second, so this is no more than a reminder
-LOOK = (encode_request([b"INFO", b"replication"]), encode_request([b"CLUSTER", b"NODES"]))
+INFO = encode_request([b"INFO", b"replication"])
 
 
 class Demoted(ConnectionLost):
@@ -102,10 +102,10 @@ class Primary:
     def closed(self) -> bool:
         return self.main.closed or self.looker.closed or self._kicker.closed
 
-    def look(self, done: Callable[[list[bytes]], None], kick: bool = False) -> None:
-        """Ask for ``LOOK``, both as of one moment; ``kick``: behind that, ask replicas to acknowledge what it shows."""
+    def look(self, requests: Sequence[bytes], done: Callable[[list[bytes]], None], kick: bool = False) -> None:
+        """Ask all of it as of one moment; ``kick``: behind that, ask replicas to acknowledge what it shows."""
         if not kick:
-            self.looker.ask(LOOK, done)
+            self.looker.ask(requests, done)
             return
 
         def kicked(frames: list[bytes]) -> None:
@@ -113,7 +113,7 @@ class Primary:
             done(frames)
 
         self._stock()
-        self.looker.ask([*LOOK, self._free], kicked)
+        self.looker.ask([*requests, self._free], kicked)
 
     def kick(self) -> None:
         """Ask the replicas to acknowledge what was sampled before this call.  Raises ``ConnectionLost``."""

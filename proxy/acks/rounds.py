@@ -54,7 +54,7 @@ class Glancer(Protocol):
 class Look:
     """One under way, and who it is for."""
 
-    __slots__ = ("glancers", "kick", "run", "sent", "tick", "unsampled")
+    __slots__ = ("glancers", "kick", "offset", "run", "sent", "tick", "unsampled")
 
     def __init__(
         self, sent: float, tick: int, unsampled: list[Waiter], glancers: list[Glancer], run: Run[Verdict] | None
@@ -65,6 +65,8 @@ class Look:
         self.glancers = glancers
         self.run = run
         self.kick = False
+        self.offset: int | None = None
+        """Of the stream, before the kick."""
 
 
 class ShardRounds:
@@ -309,7 +311,11 @@ class ShardRounds:
             self._advance()
             look.tick = self.tick
         look.kick = kick
-        primary.look(partial(self._replied, look), kick)
+        self._ask(primary, look, kick)
+
+    def _ask(self, primary: Primary, look: Look, kick: bool = False) -> None:
+        assert self._reader is not None
+        primary.look(self._reader.requests, partial(self._replied, look), kick)
 
     def _replied(self, look: Look, frames: list[bytes]) -> None:
         primary, reader = self._primary, self._reader
@@ -317,12 +323,17 @@ class ShardRounds:
             return
         try:
             offset, acknowledged = reader.info(frames[0])
-            reader.nodes(frames[1])
+            known = reader.read_slots(frames)
         except (ConnectionLost, ReplyError):
             self._fail()
             return
         if self._looking is not look:
             return  # what it showed ended a life, and with it this primary's lanes
+        if look.offset is None:
+            look.offset = offset
+        if not known:
+            self._ask(primary, look)
+            return
         self._looking = None
         self.owns(reader.slots)
         came = trio.current_time()
@@ -345,15 +356,15 @@ class ShardRounds:
             self.steps.idle()
 
     def _take_sample(self, look: Look, seen: Seen) -> None:
-        if not look.kick:
+        if not look.kick or look.offset is None:
             return
-        self._asked = seen.offset, look.sent
-        self._asked_last = seen.offset
+        self._asked = look.offset, look.sent
+        self._asked_last = look.offset
         if look.unsampled:
-            self._samples.append((look.tick, seen.offset))
+            self._samples.append((look.tick, look.offset))
             self.sampled_tick = look.tick
-            self._waiting.sampled(look.unsampled, seen.offset, look.sent)
-            self.steps.sampled(look.unsampled, seen.offset, seen.acknowledged)
+            self._waiting.sampled(look.unsampled, look.offset, look.sent)
+            self.steps.sampled(look.unsampled, look.offset, seen.acknowledged)
 
     def _learn(self, acknowledged: list[int]) -> None:
         """How long acknowledgments take here."""

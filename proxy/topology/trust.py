@@ -24,7 +24,7 @@ from shard.client import ConnectionLost, ReplyError, format_address
 FIRST_FIXED_REDIS = (8, 2)
 """The first Redis that acknowledges WAITAOF only behind the fsync with ``appendfsync everysec`` (redis#13793)."""
 REPLICA_PATIENCE = 0.03  # seconds a replica has to tell its settings behind a WAITAOF, which has waited already
-SETTINGS = encode_request([b"CONFIG", b"GET", b"append*"])
+SETTINGS = encode_request([b"CONFIG", b"GET", b"appendonly", b"appendfsync"])
 MOST_ASKED = 64  # questions that a replica owes an answer, beyond which it is asked no more
 
 Address = tuple[str, int]

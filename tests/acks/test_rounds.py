@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -93,6 +95,7 @@ async def plane() -> AsyncIterator[DataPlane]:
 
 
 Make = Callable[..., ShardRounds]
+Answered = Callable[[list[bytes]], None]
 
 
 @pytest.fixture
@@ -176,8 +179,8 @@ async def test_who_joins_while_a_look_is_under_way_is_not_let_go_by_it(
         look = Primary.look
         joined = trio.Event()
 
-        def look_and_join(self: Primary, done: Callable[[list[bytes]], None], kick: bool = False) -> None:
-            look(self, done, kick)
+        def look_and_join(self: Primary, requests: Sequence[bytes], done: Answered, kick: bool = False) -> None:
+            look(self, requests, done, kick)
             if not joined.is_set():
                 rounds.join(late)
                 joined.set()
@@ -424,10 +427,10 @@ async def test_one_that_cannot_be_satisfied_is_not_looked_for_while_there_is_not
     looks = 0
     look = Primary.look
 
-    def counted(self: Primary, done: Callable[[list[bytes]], None], kick: bool = False) -> None:
+    def counted(self: Primary, requests: Sequence[bytes], done: Answered, kick: bool = False) -> None:
         nonlocal looks
         looks += 1
-        look(self, done, kick)
+        look(self, requests, done, kick)
 
     monkeypatch.setattr(Primary, "look", counted)
     rounds.join(waiter(5))
@@ -440,3 +443,38 @@ async def test_one_that_cannot_be_satisfied_is_not_looked_for_while_there_is_not
         await trio.sleep(0.005)
         in_vain += looks - before
     assert in_vain < 20, "every replica has all that anybody wrote"
+
+
+@pytest.mark.parametrize("between", [(), ("CONFIG", "RESETSTAT"), ("CONFIG", "SET", "latency-tracking", "no")], ids=str)
+async def test_a_slot_on_its_way_is_seen_though_it_is_looked_for_only_when_something_changed(
+    shards: list[nodes_beside.Shard], make: Make, between: tuple[str, ...]
+) -> None:
+    primary, other = shards[0].primary, shards[1].primary
+    rounds = make(partial(ControlConnection.open, primary.host, primary.port))
+    slot = shards[0].slot
+    async with await ControlConnection.open(primary.host, primary.port) as client:
+
+        async def looked_for() -> int:
+            stats = (await client.call("INFO", "commandstats")).decode()
+            return sum(int(calls) for calls in re.findall(r"cluster\|nodes:calls=(\d+)", stats))
+
+        async def moving() -> bool:
+            return (await rounds.verdict(fsync=False)).moving
+
+        assert not await moving() and not await moving()
+        before = await looked_for()
+        assert not any([await moving() for _ in range(20)])
+        others = await looked_for() - before
+        assert others < 10, "the proxy's own probes may have asked meanwhile"
+        try:
+            if between:
+                await client.call(*between)
+            await client.call("CLUSTER", "SETSLOT", slot, "MIGRATING", other.id)
+            assert await moving() and await moving()
+            await client.call("CLUSTER", "SETSLOT", slot, "STABLE")
+            assert not await moving()
+            await client.call("CLUSTER", "SETSLOT", slot, "MIGRATING", other.id)
+            assert await moving()
+        finally:
+            await client.call("CLUSTER", "SETSLOT", slot, "STABLE")
+            await client.call("CONFIG", "SET", "latency-tracking", "yes")
