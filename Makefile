@@ -34,7 +34,7 @@ up: .venv/installed
 	@exec .venv/bin/ackgate up $(ARGS)
 
 test: .venv/installed-dev
-	@exec .venv/bin/python -m pytest -m "not slow and not monitoring" -n $(TESTERS) --dist loadfile $(ARGS)
+	@exec .venv/bin/python -m pytest -m "not slow and not monitoring and not compose" -n $(TESTERS) --dist loadfile $(ARGS)
 
 # What takes seconds each, and is seldom touched.
 test-slow: .venv/installed-compat
@@ -59,7 +59,7 @@ compose-test: .venv/installed-dev
 	  echo "make: docker has no compose plugin; install version 2 or newer" >&2; exit 1; }
 	@for needed in iptables nsenter redis-cli; do command -v $$needed >/dev/null || { \
 	  echo "make: $$needed is needed and not on PATH (on Debian: apt install iptables util-linux redis-tools)" >&2; exit 1; }; done
-	@exec .venv/bin/python -m pytest -m compose tests/compose $(ARGS)
+	@exec .venv/bin/python -m pytest -m compose -o faulthandler_timeout=600 tests/compose $(ARGS)
 
 # Every command of the engine, direct and through the proxy; a test holds the page against what is seen.
 compat: .venv/installed-dev

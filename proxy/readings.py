@@ -120,7 +120,7 @@ class Readings:
         traffic = plane.traffic_of(index)
         return {
             "shard": shard.id.decode(),
-            "up": int(self._server.lanes.base[index].attached),
+            "up": int(primary is not None and primary.alive and self._server.lanes.base[index].attached),
             "slots": sum(last - first + 1 for first, last in shard.ranges),
             "replicas": len(shard.replicas),
             "replicas_online": cluster.replicas_alive(index),

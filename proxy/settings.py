@@ -135,8 +135,8 @@ class ClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 class LaneSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Connections from the proxy to the shards.
 
-    - ``leased_per_shard``: most lanes of one shard that sessions have to themselves (transactions, large requests).
-      Default 64.
+    - ``leased_per_shard``: most lanes of one shard that sessions have to themselves (transactions, large requests);
+      a transaction that finds none waits for one, ``timeouts.hold`` at most. Default 64.
     - ``blocked_per_shard``: most lanes of one shard on which sessions block (BLPOP, XREAD BLOCK ...), one for each of
       them. Every one is a client of the shard's nodes, whose maxclients has to allow for it. Default 4000.
     - ``leased_idle``: seconds without use after which a lane of either kind is closed. Default 60.

@@ -6,15 +6,15 @@ knows no other, then the nodes meet, then, every node known everywhere, replicas
 Every step looks first and does only what is missing: a cluster formed half way is completed, a whole one left alone.
 
 The engine remembers nodes by address. Where addresses changed (containers made anew) it is enough that of two nodes one
-is told the other's new one: MEET between nodes that know each other changes nothing else. It has to be soon, though: a
-primary that a majority held for failed is replaced by its replica once that one is linked to it again.
+is told the other's new one: MEET between nodes that know each other changes nothing else. But by then they hold each
+other for failed, and a replica that is linked again would take over at once: it is told not to, for that long.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
@@ -33,6 +33,7 @@ _POLL_SECONDS = 0.05
 # A handshake that was lost is given up by the engine after its node timeout; meet again now and then.
 _MEET_AGAIN_SECONDS = 3.0
 _NO_CREDENTIALS = Credentials()
+_NO_FAILOVER = "cluster-replica-no-failover"
 
 
 def no_progress(step: str, done: int, total: int) -> None:
@@ -76,7 +77,7 @@ async def form_groups(
     Returns warnings, one line each. Raises ``ShardError``, also when it takes longer than ``timeout`` seconds.
     """
     members = await connect_members(groups, credentials)
-    former = _Former(members, len(groups), progress)
+    former = _Former(members, len(groups), progress, credentials)
     try:
         with trio.fail_after(timeout):
             await former.run()
@@ -88,7 +89,7 @@ async def form_groups(
         for member in members:
             member.connection.abort()
     warning = election_warning(len(groups), max(len(group) for group in groups) - 1)
-    return [] if warning is None else [warning]
+    return [*former.warnings, *([] if warning is None else [warning])]
 
 
 async def _ask_zones(addresses: Sequence[Address], credentials: Credentials) -> list[str]:
@@ -106,19 +107,63 @@ async def _ask_zones(addresses: Sequence[Address], credentials: Credentials) -> 
 class _Former:
     """The steps, over what all members said last."""
 
-    def __init__(self, members: list[Member], groups: int, progress: Progress) -> None:
+    def __init__(self, members: list[Member], groups: int, progress: Progress, credentials: Credentials) -> None:
         self._members = members
+        self._credentials = credentials
         self._groups = [[member for member in members if member.group == number] for number in range(groups)]
         self._progress = _only_changes(progress)
         self.waiting_for = "nodes did not answer"
+        self.warnings: list[str] = []
 
     async def run(self) -> None:
         await self._look()
         self._refuse_two_clusters()
         await self._refuse_used_nodes()
         await self._give_slots()
-        await self._meet()
-        await self._become_ready()
+        async with self._roles_kept():
+            await self._meet()
+            await self._become_ready()
+        await for_all(self._check_heir, [(member,) for member in self._members if not member.me.is_primary])
+
+    async def _check_heir(self, member: Member) -> None:
+        if await _no_failover(member) == b"yes":
+            self.warnings.append(
+                f"replica {member.connection.address} is told never to take over ({_NO_FAILOVER} yes): "
+                "set it to no, unless that is meant"
+            )
+
+    @asynccontextmanager
+    async def _roles_kept(self) -> AsyncIterator[None]:
+        """No replica takes over while nodes that lost each other are introduced again."""
+        told: list[Member] = []
+
+        async def forbid(member: Member) -> None:
+            if await _no_failover(member) == b"no":
+                told.append(member)
+                with suppress(ShardError):  # not ours to change: the data stay, roles may not
+                    await ask(member.connection, ("CONFIG", "SET", _NO_FAILOVER, "yes"))
+
+        replicas = [(member,) for member in self._members if not member.me.is_primary]
+        try:
+            await for_all(forbid, replicas if self._lost() else [])
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await for_all(self._allow, [(member,) for member in told])
+
+    async def _allow(self, member: Member) -> None:
+        # The connection may have been given up with a question on it.
+        with suppress(ShardError):
+            async with await open_to(member.address, self._credentials) as connection:
+                await ask(connection, ("CONFIG", "SET", _NO_FAILOVER, "no"))
+
+    def _lost(self) -> bool:
+        """Whether some that met before do not find each other."""
+        return any(
+            other is not member and other.me.node_id in member.remembered - member.heard
+            for member in self._members
+            for other in self._members
+        )
 
     async def _look(self) -> None:
         await for_all(Member.look, [(member,) for member in self._members])
@@ -264,6 +309,15 @@ def _meeting(member: Member) -> tuple[Arg, ...]:
     """The command that introduces a member; nodes meet by IP address only."""
     port = member.address[1]
     return "CLUSTER", "MEET", member.connection.peer, port, member.me.bus_port or port + BUS_OFFSET
+
+
+async def _no_failover(member: Member) -> bytes:
+    """What a replica is told of taking over, ``yes`` or ``no``; empty where that is not ours to see."""
+    try:
+        [found] = await ask(member.connection, ("CONFIG", "GET", _NO_FAILOVER))
+    except ShardError:
+        return b""
+    return bytes(found[1]) if found else b""
 
 
 def _shakes_hands(member: Member) -> bool:

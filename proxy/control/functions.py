@@ -71,17 +71,20 @@ class Libraries:
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
-            missed, self._missed = self._missed, []
-            restored: dict[int, bool] = {}
-            lists = await self._lists()
-            for each in missed:
-                if each.shard not in restored:
-                    restored[each.shard] = await self._restore(each, lists)
-            with self.plane.turn():
-                for each in missed:
-                    each.decided(restored[each.shard])
-            self.redirects.flush()
+            await self._look()
             await trio.sleep(PAUSE)
+
+    async def _look(self) -> None:
+        missed, self._missed = self._missed, []
+        restored: dict[int, bool] = {}
+        lists = await self._lists()
+        for each in missed:
+            if each.shard not in restored:
+                restored[each.shard] = await self._restore(each, lists)
+        with self.plane.turn():
+            for each in missed:
+                each.decided(restored[each.shard])
+        self.redirects.flush()
 
     async def _lists(self) -> dict[int, bytes]:
         """Each shard's libraries, as FUNCTION LIST tells."""

@@ -244,11 +244,12 @@ class Pausing:
         return self._answer_after(call, self._begin())
 
     def _unpause(self, call: Call) -> Step | None:
-        if not self.present().mode:
+        paused = bool(self.present().mode)
+        if not paused and not self.peers.peers:
             self.sender.answer(call.request, OK)
             return None
-        self.board.clear()
-        return self._answer_after(call, self._end())
+        self.board.clear()  # one of which nothing is heard for a while, too
+        return self._answer_after(call, self._end(paused))
 
     async def _answer_after(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
         """Even when the client goes meanwhile, the work is done."""
@@ -268,8 +269,9 @@ class Pausing:
         if self._own_left() > 0:
             await self.shards.take()
 
-    async def _end(self) -> None:
-        await self._let_shards_go()
+    async def _end(self, paused: bool) -> None:
+        if paused:
+            await self._let_shards_go()
         self._look.set()
         await self.peers.tell()
 

@@ -19,6 +19,7 @@ from shard.client import ConnectionLost, ControlConnection, Credentials, ReplyEr
 
 BUSY_INTERVAL = 0.05  # seconds between probes while a shard cannot be served ...
 BUSY_NODES = 30  # ... of a cluster of so many nodes at most; those of a larger one are asked less often
+KNOCK = 0.2  # seconds between two attempts to connect to a node that did not answer
 FORGET_AFTER = 60.0  # seconds for which a node that no view names any more is still watched
 
 Address = tuple[str, int]
@@ -119,7 +120,7 @@ class Cluster:
                 failed = watch.tried and not watch.alive
                 try:
                     if connection is None or connection.closed:
-                        connection = await self._open(watch.host, watch.port)
+                        connection = await (self._knock if failed else self._open)(watch.host, watch.port)
                         watch.ip = connection.peer
                     with trio.fail_after(self.timeouts.probe):
                         await watch.probe(connection, self.map)
@@ -151,6 +152,32 @@ class Cluster:
         if expected is not None and expected.node_id and name is not None:
             await expect(connection, expected.node_id)
         return connection
+
+    async def _knock(self, host: str, port: int) -> ControlConnection:
+        """``_open``, of a node that did not answer: begun anew again and again until one attempt succeeds or fails.
+
+        Where packets are lost the kernel sends the first of a connection again after a second, then ever more seldom
+        (tcp(7): tcp_syn_retries): so late it would be noticed that the way is there again.
+        """
+        ends: list[ControlConnection | Exception] = []
+
+        async def attempt() -> None:
+            try:
+                ends.append(await self._open(host, port))
+            except (ConnectionLost, ReplyError) as problem:
+                ends.append(problem)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(attempt)
+                await trio.sleep(KNOCK)
+        made = [end for end in ends if isinstance(end, ControlConnection)]
+        for spare in made[1:]:
+            spare.abort()
+        if made:
+            return made[0]
+        raise next(end for end in ends if isinstance(end, Exception))
 
     async def _open(self, host: str, port: int, name: str | None = "ackgate-control") -> ControlConnection:
         return await ControlConnection.open(

@@ -78,6 +78,8 @@ class Doubts:
                 owner.doubted = Doubt(now, _activity(lane))
             elif now - doubted.since > DOUBT + self.cluster.silence(owner.node_id):
                 lane.lose("no reply, while its node answers others")
+            elif now - doubted.since > DOUBT:
+                self.cluster.hint()  # whether it does
 
 
 def _believe(owner: Owner) -> None:

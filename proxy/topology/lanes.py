@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
 
 import trio
 
 from proxy.acks.incarnation import Incarnation, Life, Stamp
 from proxy.codec import encode_request
-from proxy.codec.reply import error, is_error
+from proxy.codec.reply import is_error
 from proxy.dataplane import DataPlane, Lane, Lost
 from proxy.routing.slot_map import Node
 from proxy.settings import LaneSettings
-from proxy.topology.connecting import Connected, Connector, keep_alive
-from proxy.topology.logins import Denied, Logins
+from proxy.topology.keeping import Keeper
+from proxy.topology.logins import Logins
 from proxy.topology.owners import BASE, Busy, Identity, LaneSet, Owner, Use
 from proxy.topology.pool import Pool
-from shard.client import ConnectionLost, Credentials, ReplyError
+from shard.client import Credentials
 
 DISCARD, UNWATCH = encode_request([b"DISCARD"]), encode_request([b"UNWATCH"])
 
-CONNECTING = 32  # leased lanes of one shard that shake hands at a time: more would only make each other late
-LOCKED_OUT_LOOK = 0.05  # seconds between two looks whether somebody needs a lane whose user is not let in
-HERD = 0.001  # seconds per identity over which those that wait for the same node spread when it is back
 PRUNE = 0.5  # how often, in terms of ``lanes.leased_idle``, it is looked for lanes that nobody uses
-
-
-class Attempt(NamedTuple):
-    """A lane is being connected."""
-
-    target: Node
-    scope: trio.CancelScope
 
 
 class Lanes:
@@ -68,7 +55,6 @@ class Lanes:
     ) -> None:
         self.plane = plane
         self.settings = settings
-        self.connector = Connector(credentials, connect_timeout, logins, self._leads)
         self.sets: dict[Identity, LaneSet] = {}
         self.retiring: list[Lane] = []
         self.greetings: dict[int, list[bytes]] = {}
@@ -76,22 +62,27 @@ class Lanes:
         self.disturbed: Callable[[int], None] = lambda own: None
         """Told when a lane of a session's own was lost, replaced or connected: what the shard knew of it is gone."""
         self._primary = primary
-        self._observe = observe
-        self._stamp = stamp
-        self._trouble = trouble
-        self._logins = logins
-        self._denied = denied
-        self._expelled = expelled
-        self._passwords = passwords
-        self._outdated = outdated
         self._shards = 0
         self._nursery: trio.Nursery | None = None
         self._connected: defaultdict[int, set[Lane]] = defaultdict(set)
-        self._attempts: defaultdict[int, set[Attempt]] = defaultdict(set)
         self._pool = Pool(settings)
-        self._on_hold: dict[int, trio.Event] = {}
+        self.held: dict[int, trio.Event] = {}
         """Shards that are sent nothing for the moment; the event is set when they are again."""
-        self._connecting: defaultdict[int, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(CONNECTING))
+        self._keeper = Keeper(
+            self,
+            credentials,
+            connect_timeout,
+            primary=primary,
+            observe=observe,
+            stamp=stamp,
+            trouble=trouble,
+            logins=logins,
+            denied=denied,
+            expelled=expelled,
+            passwords=passwords,
+            outdated=outdated,
+        )
+        self.connector = self._keeper.connector
         self.base = self.of(BASE)
 
     async def run(self) -> None:
@@ -100,7 +91,7 @@ class Lanes:
             self._nursery = nursery
             for lanes in self.sets.values():
                 for shard in range(self._shards):
-                    nursery.start_soon(self._keep, lanes, shard)
+                    nursery.start_soon(self._keeper.keep, lanes, shard)
             await self._prune_for_ever()
 
     # -- sets --------------------------------------------------------------------------------------
@@ -163,7 +154,7 @@ class Lanes:
         lanes.insert(shard, self.plane.new_lane(shard, Owner(lanes.identity, shard, leased=False)))
         lanes.wake[shard] = trio.Event()
         if self._nursery is not None:
-            self._nursery.start_soon(self._keep, lanes, shard)
+            self._nursery.start_soon(self._keeper.keep, lanes, shard)
 
     def connected(self, shard: int) -> set[Lane]:
         """Every open lane of a shard: shared, leased, retiring."""
@@ -181,119 +172,12 @@ class Lanes:
                 stamp = Stamp(lane.stamp.incarnation, tick, generation)
             lane.stamp = stamp
 
-    # -- keeping them connected ------------------------------------------------------------------------
-    async def _keep(self, lanes: LaneSet, shard: int) -> None:
-        pause = self.settings.reconnect_min
-        while not lanes.dropped:
-            wake = lanes.wake[shard]
-            target = None if lanes[shard].attached or shard in self._on_hold else self._primary(shard)
-            if target is None:
-                await wake.wait()
-                continue
-            try:
-                await self._reach(lanes, shard, target)
-            except Denied as denied:
-                await self._locked_out(lanes, shard, error(str(denied)))
-            except (ConnectionLost, ReplyError, OSError):
-                self._trouble()
-                with trio.move_on_after(pause * random.uniform(0.5, 1.5)) as waited:
-                    await wake.wait()
-                if not waited.cancelled_caught:
-                    await trio.sleep(random.uniform(0, HERD * len(self.sets)))
-                pause = min(pause * 2, self.settings.reconnect_max)
-            else:
-                pause = self.settings.reconnect_min
-
-    async def _reach(self, lanes: LaneSet, shard: int, target: Node) -> None:
-        """Connect the lane; or not, if there is a reason to look again at once."""
-        with self._attempt(shard, target):
-            made = await self.connector.connect(target, lanes.identity, shard)
-            await self._part_from_outdated(lanes, shard, made)
-            self._still(target, shard, made)
-            if lanes.dropped or self.connector.is_outdated(made):
-                made.connection.abort()
-                return
-            lanes.denied.discard(shard)
-            self._attach(lanes[shard], shard, made)
-
-    @contextmanager
-    def _attempt(self, shard: int, target: Node) -> Iterator[None]:
-        """Give up what is done to connect to a node as soon as it is in vain (``wake``), without an error."""
-        with trio.CancelScope() as scope:
-            attempt = Attempt(target, scope)
-            self._attempts[shard].add(attempt)
-            try:
-                yield
-            finally:
-                self._attempts[shard].discard(attempt)
-
-    async def _part_from_outdated(self, lanes: LaneSet, shard: int, made: Connected) -> None:
-        """A node that closed a lane and lives on may have deleted the user, and have another of this name by now.
-
-        The sessions of the former, who are not let in with what they gave, must not go on as the latter.
-        """
-        if lanes.lost.get(shard) == made.life.run_id:
-            refused = await self._logins.refused(
-                made.connection, lanes.identity.user, self._passwords(lanes.identity)
-            )
-            if refused and not lanes[shard].attached:
-                self._outdated(lanes[shard], refused)
-        lanes.lost.pop(shard, None)
-
-    async def _locked_out(self, lanes: LaneSet, shard: int, frame: bytes) -> None:
-        """The user is not let in: who needs the lane is told; comes back when it is worth another try."""
-        lanes.denied.add(shard)
-        wake = lanes.wake[shard]
-        self._denied(lanes[shard], frame)
-        if all(each in lanes.denied for each in lanes.wake if self._primary(each) is not None):
-            self._expelled(lanes.identity)
-        while not lanes[shard].fifo and not lanes.dropped:
-            with trio.move_on_after(LOCKED_OUT_LOOK):
-                await wake.wait()
-                return
-
-    def _leads(self, node: Node, shard: int) -> bool:
-        present = self._primary(shard)
-        return present is not None and present.address == node.address
-
-    def _still(self, target: Node, shard: int, made: Connected) -> None:
-        """The shard may have got another primary while we connected to this one."""
-        if not self._leads(target, shard) or shard in self._on_hold:
-            made.connection.abort()
-            raise ConnectionLost("the shard has, or will have, another primary by now")
-
-    def _attach(self, lane: Lane, shard: int, made: Connected) -> None:
-        incarnation = self._observe(made.life)
-        if incarnation is None:
-            made.connection.abort()
-            raise ConnectionLost("the node is not a primary")
-        owner: Owner = lane.owner
-        owner.node_id = made.life.node_id
-        owner.run_id = made.life.run_id
-        owner.client_id = made.client_id
-        owner.incarnation = incarnation
-        self._connected[shard].add(lane)
-        pushes = owner.identity.protocol == 3
-        sock = made.connection.detach()
-        keep_alive(sock)
-        greeting = self._greeting(owner.identity)
-        self.plane.attach(lane, sock, self._stamp(shard, incarnation), pushes, greeting)
-        if owner.identity.own and not owner.leased:
-            self.disturbed(owner.identity.own)
-
-    def _greeting(self, identity: Identity) -> list[bytes]:
-        """What makes a new connection what its identity says."""
-        modes = [encode_request([b"CLIENT", mode.encode(), b"ON"]) for mode in identity.modes]
-        return modes + self.greetings.get(identity.own, [])
-
     def wake(self, shard: int, anew: bool = False) -> None:
         """Something changed for a shard: its keepers look again.
 
         ``anew``: its primary answers again, and connecting to it may have begun when it did not.
         """
-        for attempt in list(self._attempts[shard]):
-            if anew or not self._leads(attempt.target, shard):
-                attempt.scope.cancel()
+        self._keeper.give_up_vain(shard, anew)
         for lanes in self.sets.values():
             if shard in lanes.wake:
                 self._wake(lanes, shard)
@@ -386,18 +270,18 @@ class Lanes:
 
     def hold(self, shard: int) -> None:
         """Send a shard nothing more until ``let_go``: its lanes end when what is on them is answered."""
-        self._on_hold.setdefault(shard, trio.Event())
+        self.held.setdefault(shard, trio.Event())
         self.retire(shard)
 
     def let_go(self, shard: int) -> None:
         """Connect to the shard's primary, which may be another by now, and send what was held."""
-        held = self._on_hold.pop(shard, None)
+        held = self.held.pop(shard, None)
         if held is not None:
             held.set()
             self.wake(shard)
 
     def on_hold(self, shard: int) -> bool:
-        return shard in self._on_hold
+        return shard in self.held
 
     def busy(self, shard: int) -> bool:
         """Whether something sent to the shard is to be answered soon: it does not block on purpose."""
@@ -444,7 +328,7 @@ class Lanes:
         assert self._nursery is not None
         self._pool.opened(shard)
         lane = self.plane.new_lane(shard, Owner(identity, shard, leased=True))
-        self._nursery.start_soon(self._connect_leased, lane, identity, shard)
+        self._nursery.start_soon(self._keeper.connect_leased, lane, identity, shard)
         return self._pool.taken(lane, use)
 
     def has_room(self, identity: Identity, shard: int) -> bool:
@@ -456,32 +340,6 @@ class Lanes:
         if not self.has_room(identity, shard):
             with trio.move_on_at(deadline):
                 await self._pool.room(shard)
-
-    async def _connect_leased(self, lane: Lane, identity: Identity, shard: int) -> None:
-        async with self._connecting[shard]:
-            while shard in self._on_hold:
-                await self._on_hold[shard].wait()
-            while not (lane.closed or lane.attached):  # by now whoever wanted it may have gone
-                await self._connect_lane(lane, identity, shard)
-
-    async def _connect_lane(self, lane: Lane, identity: Identity, shard: int) -> None:
-        target = self._primary(shard)
-        try:
-            if target is None:
-                raise ConnectionLost("the shard has no primary")
-            with self._attempt(shard, target):
-                made = await self.connector.connect(target, identity)
-                self._still(target, shard, made)
-                if lane.closed or self.connector.is_outdated(made):
-                    made.connection.abort()
-                else:
-                    self._attach(lane, shard, made)
-        except Denied as denied:
-            self._denied(lane, error(str(denied)))
-            lane.lose(str(denied))
-        except (ConnectionLost, ReplyError, OSError) as problem:
-            self._trouble()
-            lane.lose(str(problem))
 
     async def lease_node(self, identity: Identity, node: Node) -> Lane:
         """A lane to one node, replica or not, for commands that go to every node.  Raises ``ConnectionLost``."""

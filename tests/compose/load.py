@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -10,6 +11,7 @@ import redis
 
 from tests.harness import until
 
+AGAIN_S = 0.1  # between two attempts, as clients do
 Connect = Callable[[], redis.Redis]
 
 
@@ -38,6 +40,7 @@ class Load:
                         self._write(client, f"{self._name}:{number}:{written}", written)
             except redis.RedisError as error:
                 self.errors.append(str(error))
+                time.sleep(AGAIN_S)
 
     def _write(self, client: redis.Redis, key: str, value: int) -> None:
         client.set(key, value)

@@ -77,6 +77,15 @@ def test_prometheus_reaches_every_target(whole: Stack) -> None:
     assert sample["value"][1] == "1"
 
 
+def test_prometheus_keeps_the_rules_and_shows_the_consoles(whole: Stack) -> None:
+    groups = whole.prometheus("/api/v1/rules")["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert {rule["type"] for rule in rules} == {"alerting", "recording"}
+    assert [rule for rule in rules if rule["health"] == "err"] == []
+    [shown] = re.findall(r"http://127.0.0.1:9090(/consoles/\S+\.html)", CHAPTER)
+    assert "Ackgate" in whole.prometheus(shown)
+
+
 def test_every_container_is_held_tight(whole: Stack) -> None:
     passwords = [whole.password(of) for of in ("engine", "endpoint", "grafana")]
     published = {}
@@ -94,14 +103,24 @@ def test_every_container_is_held_tight(whole: Stack) -> None:
         published |= {service: {port["HostIp"] for port in ports}} if ports else {}
         assert not any(password in str(found) for password in passwords), service
         if found["State"]["Running"]:
-            shown = docker("top", container, "-eo", "user,args") + docker("logs", container)
+            shown = docker("top", container, "-eo", "pid,user,args") + docker("logs", container)
             assert not any(password in shown for password in passwords), service
-            assert not re.search(r"^root\s", shown, re.MULTILINE), service
+            assert not re.search(r"^\s*\d+\s+root\s", shown, re.MULTILINE), service
     assert published == {"endpoint": {"127.0.0.1"}, "prometheus": {"127.0.0.1"}}
 
 
 def test_nothing_inside_reaches_out(whole: Stack) -> None:
     assert docker("network", "inspect", "-f", "{{.Internal}}", f"{whole.project}_inside") == "true"
+
+
+def test_a_planned_change_of_primaries_is_unnoticed(whole: Stack) -> None:
+    replica = whole.shards()[0]["replicas"][0]["address"]
+    with Load(whole.client, "planned").running() as writes:
+        said = whole.compose("exec", "-T", "proxy", "ackgate", "switchover", replica)
+        assert said.startswith(f"{replica} leads shard ")
+        writes.goes_on()
+    assert writes.errors == []
+    assert writes.lost() == []
 
 
 def test_a_third_proxy_gets_its_share(whole: Stack) -> None:

@@ -145,6 +145,14 @@ def is_left_out(stack: Stack) -> bool:
     return True
 
 
+def test_the_endpoint_itself_is_back_when_it_was_killed(whole: Stack) -> None:
+    with Load(whole.client, "front").running() as writes:
+        whole.kill_process("endpoint")
+        until(lambda: writes.errors, "clients lose their connections")
+        writes.goes_on(100)
+    assert writes.lost() == []
+
+
 def test_a_proxy_that_is_stopped_answers_what_it_was_sent(whole: Stack) -> None:
     stopped, _ = whole.containers("proxy")
     with Load(whole.client, "stopped").running() as writes, lost(stopped, "stop", "start"):

@@ -117,3 +117,13 @@ def test_a_promotion_of_a_replica_is_a_switchover_and_a_dead_primary_a_failover(
     until(lambda: value("shard_outage_seconds_count") == outages + 1, "and for how long it was")
     assert value("primary_changes_total", kind="switchover") == 1
     assert value("shard_incarnations_total") >= 2
+
+
+def test_a_shard_that_hangs_is_not_up_though_its_connections_are_whole(running: Up) -> None:
+    hung = shards_of(running)[1]
+    ident = next(
+        row["id"] for row in running.topology()["shards"] if row["primary"]["address"] == address(hung.primary)
+    )
+    with hung.replica.stopped(), hung.primary.stopped():
+        until(lambda: of(samples(running), "ackgate_shard_up", shard=ident) == 0, "it is missed")
+    until(lambda: of(samples(running), "ackgate_shard_up", shard=ident) == 1, "it answers again")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -202,6 +204,18 @@ def test_a_pause_dies_with_the_proxy_that_set_it(three: list[Proxy], endpoint: U
         assert wire.receive() == b"+OK\r\n"
     until(lambda: paused_nodes(primaries(endpoint)) == [False] * 3, "nor are the shards paused")
     until(lambda: [each.peers() for each in three] == [2, 2, 2], "it is forgotten")
+
+
+def test_the_end_of_a_pause_binds_a_proxy_that_was_not_heard_meanwhile(three: list[Proxy]) -> None:
+    three[0].admin.call("CLIENT", "PAUSE", LONG, "WRITE")
+    os.kill(three[0].process.pid, signal.SIGSTOP)
+    try:
+        until(lambda: three[1].mode() == "none", "it is not believed any more")
+        assert three[1].admin.call("CLIENT", "UNPAUSE") == b"+OK\r\n"
+    finally:
+        os.kill(three[0].process.pid, signal.SIGCONT)
+    until(lambda: three[0].mode() == "none", "it hears of the end")
+    assert [each.admin.call("SET", "key", 1) for each in three] == [b"+OK\r\n"] * 3
 
 
 def test_without_a_secret_a_pause_is_one_proxys_own(endpoint: Up, tmp_path: Path) -> None:
