@@ -28,9 +28,11 @@ from shard.node import parse_info
 
 _LOOK = 0.002  # seconds between two looks at an offset or a role: commands are held meanwhile
 _PATIENCE = 0.5  # seconds for an election, which takes some 50 ms, before it is asked for again
+_LEAST = 0.05  # seconds a failover is given, however late it is asked for
 _RESTORE = 0.3  # seconds to set one back
 _TIMEOUT_SETTING = "cluster-manual-failover-timeout"
 
+Renew = Callable[[], Awaitable[None]]
 Connect = Callable[[str, int], Awaitable[ControlConnection]]
 
 
@@ -92,10 +94,15 @@ async def level(replica: ControlConnection, offset: int, deadline: float) -> int
         await trio.sleep(_LOOK)
 
 
-async def promote(replica: ControlConnection, deadline: float) -> bool:
+async def _nothing() -> None:
+    """There is no time that is set."""
+
+
+async def promote(replica: ControlConnection, deadline: float, renew: Renew = _nothing) -> bool:
     """Have the replica take over, by the engine's own planned failover; False: not by ``deadline``.
 
-    A request or a vote that was lost or refused on the way is seen by nobody, so it is asked for again, ever later.
+    A request or a vote that was lost or refused on the way is seen by nobody, so it is asked for again, ever later;
+    ``renew()`` comes before that, since the engine's time for it begins anew.
     Raises ``ReplyError`` when it refuses, ``ConnectionLost``.
     """
     await replica.call("CLUSTER", "FAILOVER", timeout=_left(deadline))
@@ -105,6 +112,7 @@ async def promote(replica: ControlConnection, deadline: float) -> bool:
         if now >= deadline:
             return False
         if now >= again:
+            await renew()
             with suppress(ReplyError):  # elected just now
                 await replica.call("CLUSTER", "FAILOVER", timeout=_left(deadline))
             patience *= 2  # on a busy machine an election takes its time, and asking anew ends the one before
@@ -127,20 +135,25 @@ async def failover_timeout(node: ControlConnection) -> bytes | None:
 
 
 @asynccontextmanager
-async def giving_up_after(
-    seconds: float, connect: Connect, nodes: Sequence[tuple[ControlConnection, bytes | None]]
-) -> AsyncIterator[None]:
-    """Have a planned failover that gets no votes given up after so long, where the engine lets one say so.
+async def giving_up_at(
+    moment: float, connect: Connect, nodes: Sequence[tuple[ControlConnection, bytes | None]]
+) -> AsyncIterator[Renew]:
+    """Have a planned failover that gets no votes given up then, on trio's clock, where the engine lets one say so.
 
     ``nodes`` with what :func:`failover_timeout` said, which is what they are set back to; ``connect`` reaches one whose
-    connection was lost meanwhile.
+    connection was lost meanwhile.  To be called before it is asked for again: what is yielded.
     """
     known = [(node, value) for node, value in nodes if value is not None]
-    try:
+
+    async def renew() -> None:
+        left = max(_LEAST, moment - trio.current_time())
         for node, _ in known:
             with suppress(ReplyError):  # not ours to change
-                await node.call("CONFIG", "SET", _TIMEOUT_SETTING, int(seconds * 1000))
-        yield
+                await node.call("CONFIG", "SET", _TIMEOUT_SETTING, int(left * 1000))
+
+    try:
+        await renew()
+        yield renew
     finally:
         with trio.CancelScope(shield=True):
             for node, value in known:

@@ -178,15 +178,15 @@ class Procedure:
         self._deadline = trio.current_time() + left
         # The engine gives up first: elected behind our back, the replica would lack what was let through by then.
         nodes = list(zip((primary, replica), self._timeouts, strict=True))
-        async with handover.giving_up_after(left - SOONER, self.cluster.connect, nodes):
-            await self._promote(replica, left)
+        async with handover.giving_up_at(self._deadline - SOONER, self.cluster.connect, nodes) as renew:
+            await self._promote(replica, left, renew)
         await self._unpause(primary)  # it pauses by itself, until it knows that it leads no more
         await self._route()
 
-    async def _promote(self, replica: ControlConnection, left: float) -> None:
+    async def _promote(self, replica: ControlConnection, left: float, renew: handover.Renew) -> None:
         who = f"replica {text_of(self.choice.replica)}"
         try:
-            self._promoted = await handover.promote(replica, self._deadline)
+            self._promoted = await handover.promote(replica, self._deadline, renew)
         except ConnectionLost:
             raise self._failure(f"{who} stopped answering when told to take over, and may do so yet") from None
         except ReplyError:

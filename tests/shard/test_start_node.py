@@ -26,8 +26,8 @@ def network(tmp_path: Path) -> Iterator[Network]:
 
 def test_a_node_announces_its_name_and_shows_its_password_to_nobody(network: Network) -> None:
     [node] = network.add(1)
-    node.start()
     assert not node.check()
+    node.start()
     until(node.check, "the health check is content")
     assert node.process is not None
     process = Path(f"/proc/{node.process.pid}")

@@ -54,12 +54,12 @@ async def test_two_proxies_that_are_told_the_same_at_once_do_it_once(
     monkeypatch.setattr(handover, "is_paused", together)
     turns: list[ControlConnection] = []
 
-    async def one_after_the_other(replica: ControlConnection, deadline: float) -> bool:
+    async def one_after_the_other(replica: ControlConnection, deadline: float, renew: handover.Renew) -> bool:
         turns.append(replica)
         if len(turns) == 2:
             while not (await handover.standing(replica)).leads:  # noqa: ASYNC110 -- a role, no event
                 await trio.sleep(0.002)
-        return await promote(replica, deadline)
+        return await promote(replica, deadline, renew)
 
     monkeypatch.setattr(handover, "promote", one_after_the_other)
     ends: list[dict[str, Any]] = []
@@ -131,11 +131,11 @@ async def test_the_end_of_a_pause_in_a_switchover_loses_nothing(
     promote = handover.promote
     shard.primary.call("SET", f"other{shard.key}", 0)
 
-    async def unpaused(replica: ControlConnection, deadline: float) -> bool:
+    async def unpaused(replica: ControlConnection, deadline: float, renew: handover.Renew) -> bool:
         shard.primary.call("CLIENT", "UNPAUSE")
         for _ in range(100):
             shard.primary.call("INCR", f"other{shard.key}")
-        return await promote(replica, deadline)
+        return await promote(replica, deadline, renew)
 
     monkeypatch.setattr(handover, "promote", unpaused)
     async with inside(endpoint) as server, trio.open_nursery() as nursery:
@@ -157,9 +157,9 @@ async def test_a_replica_that_dies_when_it_is_told_to_lead_leaves_nothing_paused
     shard = (await trio.to_thread.run_sync(settled, endpoint))[0]
     promote = handover.promote
 
-    async def killed(replica: ControlConnection, deadline: float) -> bool:
+    async def killed(replica: ControlConnection, deadline: float, renew: handover.Renew) -> bool:
         os.kill(shard.replica.pid, signal.SIGKILL)
-        return await promote(replica, deadline)
+        return await promote(replica, deadline, renew)
 
     monkeypatch.setattr(handover, "promote", killed)
     async with inside(endpoint) as server, trio.open_nursery() as nursery:

@@ -321,10 +321,10 @@ async def test_a_replica_that_is_not_elected_leaves_the_primary_leading(
     timeout = shard.primary.call("CONFIG", "GET", "cluster-manual-failover-timeout")
     promote = handover.promote
 
-    async def without_voters(replica: ControlConnection, deadline: float) -> bool:
+    async def without_voters(replica: ControlConnection, deadline: float, renew: handover.Renew) -> bool:
         for each in others:
             os.kill(each.primary.pid, signal.SIGSTOP)
-        return await promote(replica, deadline)
+        return await promote(replica, deadline, renew)
 
     monkeypatch.setattr(handover, "promote", without_voters)
     async with setting(endpoint, shard) as (server, sets):
