@@ -125,8 +125,12 @@ class Stack:
         return (self.secrets / f"{of}_password").read_text().splitlines()[0]
 
     def client(self, host: str = "127.0.0.1", port: int | None = None, **more: Any) -> redis.Redis:
-        """An ordinary client of the endpoint, or of one proxy."""
+        """An ordinary client of the endpoint, or of one proxy.
+
+        It repeats nothing by itself: a WAIT on a new connection would be about nothing.
+        """
         usual: dict[str, Any] = {"decode_responses": True, "socket_timeout": 30, "single_connection_client": True}
+        usual["retry"] = None
         place = {"host": host, "port": self.port if port is None else port, "password": self.password()}
         return redis.Redis(**place, **(usual | more))
 
@@ -177,10 +181,13 @@ class Stack:
 
     def _follows(self) -> bool:
         """A replica of every shard has everything: with a write on each of them, WAIT says 1."""
-        with self.client() as client:
-            for number in range(30):
-                client.set(f"whole:{number}", "yes")
-            return client.wait(1, 500) == 1
+        try:
+            with self.client() as client:
+                for number in range(30):
+                    client.set(f"whole:{number}", "yes")
+                return client.wait(1, 500) == 1
+        except redis.RedisError:
+            return False
 
     def until_whole(self) -> None:
         until(self.is_whole, "every shard has a primary and a replica that follows")
