@@ -84,6 +84,7 @@ PAGE = Page(
                         *both("ackgate_wait_seconds", f'{PROXY},command="waitaof"', legend="WAITAOF"),
                     ),
                     unit="s",
+                    logarithmic=True,
                     colours={
                         "^WAIT median": "light-blue",
                         "^WAIT 99": BLUE,

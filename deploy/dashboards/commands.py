@@ -38,6 +38,7 @@ PAGE = Page(
                     "From a command read to its reply ready.",
                     both("ackgate_command_seconds", COMMAND),
                     unit="s",
+                    logarithmic=True,
                     colours=QUANTILES,
                 ),
                 Panel(
@@ -45,6 +46,7 @@ PAGE = Page(
                     "From a command taken by the kernel to its reply read; sampled.",
                     both("ackgate_command_shard_seconds", COMMAND),
                     unit="s",
+                    logarithmic=True,
                     colours=QUANTILES,
                 ),
                 Panel(

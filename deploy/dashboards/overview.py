@@ -105,6 +105,7 @@ PAGE = Page(
                     "From a command read to its reply ready, at the proxies; those that block and WAIT are among them.",
                     both("ackgate_command_seconds"),
                     unit="s",
+                    logarithmic=True,
                     colours=QUANTILES,
                 ),
                 Panel(
@@ -127,6 +128,7 @@ PAGE = Page(
                         *both("ackgate_wait_seconds", f'{PROXY},command="waitaof"', legend="WAITAOF"),
                     ),
                     unit="s",
+                    logarithmic=True,
                     colours={
                         "^WAIT median": "light-blue",
                         "^WAIT 99": BLUE,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from deploy.dashboards.panels import BLUE, GREEN, ORANGE, PURPLE, RED, YELLOW, Mark, Query, Variable
+from deploy.dashboards.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, YELLOW, Mark, Query, Variable
 
 PROXY: Final = 'instance=~"$proxy"'
 SHARD: Final = f'{PROXY},shard=~"$shard"'
@@ -39,12 +39,10 @@ RESULTS: Final = {
     "reached": GREEN,
     "passed": BLUE,
     "deadline": ORANGE,
-    "gone": "gray",
+    "gone": GREY,
     "refused": RED,
     "unconfirmed": "dark-red",
 }
-GOOD_ABOVE_0: Final = ((None, RED), (1, GREEN))
-BAD_ABOVE_0: Final = ((None, GREEN), (1, RED))
 
 
 def rate(name: str, labels: str = PROXY, by: str = "", window: str = WINDOW) -> str:

@@ -6,14 +6,18 @@ and the slots it has.  What it counts is proved by the same look.
 
 ``CLUSTER NODES`` alone shows slots that are on their way, and costs a node 60 us, thirty times as much as INFO.  From
 Valkey 8 on it is asked only when something may have changed since: ``CLUSTER SLOTS``, which is kept ready there, shows
-who owns what, and a slot is on its way only since a ``CLUSTER SETSLOT``, each of which is in its ``LATENCY HISTOGRAM``
-(a CONFIG RESETSTAT empties it, which is a change, too).
+who owns what, and a slot is on its way only since a ``CLUSTER SETSLOT``, each of which is in its ``LATENCY HISTOGRAM``.
+What could hide one has to be in there, too: ``CONFIG SET``, by which tracking is switched off and on again, and
+``CONFIG RESETSTAT``, which empties it, itself excepted.  Behind a second one it looks as behind the first: so a node on
+which there was any is asked for CLUSTER NODES at each look, as is one that does not keep count.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+
+import trio
 
 from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Incarnations, Life, own_slots, parse_info
 from proxy.acks.primary import INFO, Demoted, Primary
@@ -24,11 +28,14 @@ from shard.client import ReplyError
 NODES = encode_request([b"CLUSTER", b"NODES"])
 MARKS = (
     encode_request([b"CLUSTER", b"SLOTS"]),
-    encode_request([b"LATENCY", b"HISTOGRAM", b"cluster|setslot"]),
+    encode_request([b"LATENCY", b"HISTOGRAM", b"cluster|setslot", b"config|set", b"config|resetstat"]),
     encode_request([b"CONFIG", b"GET", b"latency-tracking"]),
 )
 """Their replies stay the same, to the byte, as long as CLUSTER NODES has nothing new to say of the node's slots."""
 TRACKING = b"*2\r\n$16\r\nlatency-tracking\r\n$3\r\nyes\r\n"
+RESET = b"config|resetstat"
+LASTING = 1.0  # seconds for which marks hold: switched off, emptied and switched on, histograms may be as before
+MOST_MARKS = 8  # times as long as CLUSTER NODES: who has slots in so many pieces is better asked for that
 FIRST_MARKING = 8
 """The first Valkey that keeps the reply to CLUSTER SLOTS ready (valkey#53)."""
 _OFFSET = re.compile(rb"\nmaster_repl_offset:(\d+)")
@@ -77,7 +84,9 @@ class Reader:
         self.slots: frozenset[str] = frozenset()
         self.moving = False
         self._marks: list[bytes] | None = None
-        """What ``MARKS`` said when CLUSTER NODES was read last."""
+        """What ``MARKS`` said when CLUSTER NODES was read last; None: it has to be read anew."""
+        self._marked = 0.0
+        """When that was, on trio's clock."""
         major = primary.version.partition(".")[0]
         self._marking = primary.engine == "valkey" and major.isdigit() and int(major) >= FIRST_MARKING
 
@@ -86,6 +95,8 @@ class Reader:
         """What the next look asks for."""
         if not self._marking:
             return INFO, NODES
+        if trio.current_time() - self._marked > LASTING:
+            self._marks = None
         return (INFO, *MARKS, NODES) if self._marks is None else (INFO, *MARKS)
 
     def read_slots(self, frames: Sequence[bytes]) -> bool:
@@ -100,10 +111,9 @@ class Reader:
             return False
         self._nodes(frames[-1])
         marks = list(frames[1:-1])
-        if self._marking and marks[-1] == TRACKING and not any(map(is_error, marks)):
-            self._marks = marks
-        else:
-            self._marking = False
+        self._marking = self._marking and _keeps_count(marks) and len(marks[0]) <= MOST_MARKS * len(frames[-1])
+        if self._marking:
+            self._marks, self._marked = marks, trio.current_time()
         return True
 
     def info(self, frame: bytes) -> tuple[int, list[int]]:
@@ -144,6 +154,11 @@ class Reader:
 def online(frame: bytes) -> int:
     """How many replicas are online, by the reply to INFO replication."""
     return len(_REPLICA.findall(frame))
+
+
+def _keeps_count(marks: list[bytes]) -> bool:
+    """Whether whatever changes slots changes these."""
+    return marks[-1] == TRACKING and RESET not in marks[1] and not any(map(is_error, marks))
 
 
 def _refuse(frame: bytes) -> None:

@@ -33,8 +33,9 @@ class Pace:
     def turned(self) -> None:
         """Wake those whose time has come."""
         now = trio.current_time()
-        for who, (until, wake) in list(self.resting.items()):
-            if until <= now:
+        for who, rest in list(self.resting.items()):
+            until, wake = rest
+            if until <= now and self.resting.get(who) is rest:  # else one woken before him has changed that
                 del self.resting[who]
                 wake()
 

@@ -407,18 +407,25 @@ class ShardRounds:
         # Both are read behind the counts; the settings first, so that a primary which shows itself told its own.
         settings = self._distrust(primary)
         verdict = self.next_verdict(fsync=False)
-        verdict.then(lambda: settings.then(partial(self._verified, run, verdict, settings)))
+        verdict.then(partial(self._shown, run, verdict, settings))
 
-    def _verified(self, run: Run[Verdict], verdict: Run[Verdict], settings: Run[str]) -> None:
+    def _shown(self, run: Run[Verdict], verdict: Run[Verdict], settings: Run[str]) -> None:
+        """The primary has said its part; a replica that hangs keeps nobody waiting but those who ask by now."""
         if self._fsync_run is not run:
             return
         self._fsync_run = None
+        if verdict.result is None:
+            settings.finish(None, verdict.failure)
+        settings.then(partial(self._verified, run, verdict, settings))
+        if self._fsync_next is not None:
+            self._plane.at_end(self._verify_fsync)
+
+    @staticmethod
+    def _verified(run: Run[Verdict], verdict: Run[Verdict], settings: Run[str]) -> None:
         if verdict.result is None or settings.failure is not None:
             run.finish(None, verdict.failure or settings.failure)
         else:
             run.finish(verdict.result._replace(untrusted=settings.result))
-        if self._fsync_next is not None:
-            self._plane.at_end(self._verify_fsync)
 
     # -- the loops ------------------------------------------------------------------------------
     async def run(self) -> None:

@@ -266,6 +266,8 @@ class Cluster:
         self._epoch = epochs[(len(epochs) - 1) // 2]
         if not self.map.version or not chosen.same_routes(self.map) or self._members(chosen) != self._members(self.map):
             self._apply(SlotMap(chosen.shards, self.map.version + 1, max(chosen.next_index, self.map.next_index)))
+        elif self._failed(chosen) != self._failed(self.map):  # nobody has to be told: all goes where it went
+            self.map = SlotMap(chosen.shards, self.map.version, max(chosen.next_index, self.map.next_index))
 
     def _agrees(self, watch: NodeWatch) -> bool:
         """Whether the node said what the present map says.
@@ -280,6 +282,10 @@ class Cluster:
         return frozenset(
             (shard.index, node.node_id, node.address, node.role) for shard in map_.shards for node in shard.nodes
         )
+
+    @staticmethod
+    def _failed(map_: SlotMap) -> frozenset[bytes]:
+        return frozenset(node.node_id for shard in map_.shards for node in shard.nodes if node.health == "fail")
 
     def address_in(self, text: bytes, node_id: str) -> Address:
         """The ``host:port`` of a redirection by ``node_id``, which may not know its own host name."""

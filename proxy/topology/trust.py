@@ -10,8 +10,9 @@ from functools import partial
 
 import trio
 
+from proxy.acks.looks import online
 from proxy.acks.pace import Pace
-from proxy.acks.primary import AckLane, Primary
+from proxy.acks.primary import INFO, AckLane, Primary
 from proxy.acks.waiters import Run
 from proxy.codec import encode_request
 from proxy.codec.reply import decode, is_error
@@ -23,8 +24,9 @@ from shard.client import ConnectionLost, ReplyError, format_address
 
 FIRST_FIXED_REDIS = (8, 2)
 """The first Redis that acknowledges WAITAOF only behind the fsync with ``appendfsync everysec`` (redis#13793)."""
-REPLICA_PATIENCE = 0.03  # seconds a replica has to tell its settings behind a WAITAOF, which has waited already
+REPLICA_PATIENCE = 0.02  # seconds a replica has to tell its settings behind a WAITAOF, which has waited already
 SETTINGS = encode_request([b"CONFIG", b"GET", b"appendonly", b"appendfsync"])
+GOSSIP = 2.0  # seconds in which nodes hear of a new one
 MOST_ASKED = 64  # questions that a replica owes an answer, beyond which it is asked no more
 
 Address = tuple[str, int]
@@ -41,6 +43,8 @@ class Trust:
         self._plane = plane
         self._lanes: dict[Address, AckLane] = {}
         self._opening: dict[Address, list[Heard]] = {}
+        self._strangers: dict[int, tuple[int, float]] = {}
+        """Replicas more than are known, by shard: how many, and since when."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -56,15 +60,32 @@ class Trust:
     def distrust(self, index: int, primary: Primary) -> Run[str]:
         """Why a shard's WAITAOF cannot be believed: acknowledged before the fsync, or settings that cannot be read.
 
-        It is over once the primary has answered, or never if that is lost.
+        It is over once the primary has answered and replicas had their time, or never if the primary is lost.
         """
         run: Run[str] = Run()
         shard = self.cluster.shard(index)
         if shard is None:
-            run.finish(None)
+            run.finish(None, ConnectionLost("the shard is gone"))
         else:
             _Inquiry(self, shard, primary, run).begin()
         return run
+
+    def strange(self, index: int, unknown: int) -> bool:
+        """Whether so many replicas of a shard more than are known may be nodes of the cluster of which nobody has told
+        yet, with settings of their own; who is not shown for a while, by any node, is none.
+        """
+        if unknown <= 0:
+            self._strangers.pop(index, None)
+            return False
+        now = trio.current_time()
+        noticed, since = self._strangers.get(index, (0, now))
+        if unknown > noticed:
+            since = now
+        self._strangers[index] = unknown, since
+        if now - since > GOSSIP and all(watch.asked_at > since for watch in self.cluster.nodes.values() if watch.alive):
+            return False
+        self.cluster.hint()
+        return True
 
     def ask(self, address: Address, heard: Heard) -> None:
         """Ask a replica for its settings."""
@@ -82,6 +103,7 @@ class Trust:
         lane: AckLane | None = None
         try:
             connection = await self.cluster.connect(*address)
+            self._forget_gone()
             lane = self._lanes[address] = AckLane(self._plane, connection, lambda reason: None)
         except (ConnectionLost, ReplyError):
             pass
@@ -90,6 +112,13 @@ class Trust:
                 heard(None)
             else:
                 self.ask(address, heard)
+
+    def _forget_gone(self) -> None:
+        """Close lanes to nodes that nobody watches any more."""
+        for address, lane in list(self._lanes.items()):
+            if lane.closed or address not in self.cluster.nodes:
+                lane.close()
+                del self._lanes[address]
 
     def early(self, index: int) -> bool:
         """Whether a shard acknowledges WAITAOF before the fsync, by what its nodes said last."""
@@ -103,7 +132,7 @@ class Trust:
 class _Inquiry:
     """One question to the nodes of a shard."""
 
-    __slots__ = ("_primary", "_primary_told", "_problems", "_run", "_shard", "_trust", "_waiting")
+    __slots__ = ("_dead", "_primary", "_primary_told", "_problems", "_run", "_shard", "_trust", "_waiting")
 
     def __init__(self, trust: Trust, shard: Shard, primary: Primary, run: Run[str]) -> None:
         self._trust = trust
@@ -113,43 +142,50 @@ class _Inquiry:
         self._run = run
         self._waiting: dict[Node, NodeWatch] = {}
         """The replicas that have not answered yet."""
+        self._dead: list[tuple[Node, NodeWatch]] = []
+        """Replicas that do not answer probes."""
         self._problems: dict[Node | None, str] = {}
 
     def begin(self) -> None:
         for replica in self._shard.replicas:
             watch = self._trust.cluster.watch_of(replica)
-            if replica.health == "fail" or watch is None:
-                continue  # its primary does not count it
+            if watch is None:
+                continue
             if watch.alive:
                 self._waiting[replica] = watch
             else:
-                self._judge(replica, watch)
-        self._primary.looker.ask([SETTINGS], lambda frames: self._primary_says(frames[0]))
+                self._dead.append((replica, watch))
+        self._primary.looker.ask([SETTINGS, INFO], self._primary_says)
         if self._waiting:
             self._trust.pace.rest(self, trio.current_time() + REPLICA_PATIENCE, self._no_longer)
         for replica, watch in list(self._waiting.items()):
             self._trust.ask(watch.address, partial(self._replica_says, replica))
 
-    def _primary_says(self, frame: bytes) -> None:
+    def _primary_says(self, frames: list[bytes]) -> None:
         primary = self._primary
         self._primary_told = True
         address = primary.looker.address
-        if is_error(frame):
+        settings = {} if is_error(frames[0]) else _settings(frames[0])
+        if not settings:
             self._problems[None] = _unread(self._shard, address)
-        elif _acknowledges_early(primary.engine, primary.version, _settings(frame)):
+        elif _acknowledges_early(primary.engine, primary.version, settings):
             self._problems[None] = _untrusted(self._shard, address, primary.engine, primary.version)
+        counted, known = online(frames[1]), len(self._shard.replicas)
+        if self._dead and counted > known - len(self._dead):
+            # One of them may be back before that is known, and was counted. What it said last has to do.
+            for replica, watch in self._dead:
+                self._judge(replica, watch)
+        if self._trust.strange(self._shard.index, counted - known):
+            self._run.finish(None, ConnectionLost("a replica is not known yet"))
         self._end_if_all_told()
 
     def _replica_says(self, replica: Node, frame: bytes | None) -> None:
         watch = self._waiting.pop(replica, None)
         if watch is None:
             return
-        if frame is None or not is_error(frame):
-            if frame is not None:
-                watch.settings = _settings(frame)
-            self._judge(replica, watch)
-        else:
-            self._problems[replica] = _unread(self._shard, format_address(*replica.address))
+        if frame is not None:
+            watch.settings = {} if is_error(frame) else _settings(frame)
+        self._judge(replica, watch)
         self._end_if_all_told()
 
     def _no_longer(self) -> None:

@@ -345,3 +345,28 @@ def test_a_promotion_that_left_a_write_behind_answers_with_none(quick: Up) -> No
         idle.send("WAIT", 1, 1000)
         assert unconfirmed(idle)
     in_step(quick)
+
+
+def test_a_primary_that_hung_and_follows_by_now_is_asked_as_any_other_replica(quick: Up) -> None:
+    """It was taken for dead when the present map was made."""
+    shard = in_step(quick)[1]
+    former, leader = shard.primary, shard.replica
+    with former.stopped():
+        until(lambda: leader.call("ROLE")[0] == "master", "its replica leads")
+        until(lambda: leads(quick, leader), "which the proxy has heard")
+    until(lambda: former.call("ROLE")[0] == "slave", "it follows")
+    [shard] = [each for each in in_step(quick) if each.primary.id == leader.id]
+    with Wire.to(quick.redis_url) as session:
+        for name, value in (("hz", "11"), ("hz", "10")):
+            assert session.call("CONFIG", "SET", name, value) == b"+OK\r\n"
+            assert former.direct.config_get(name) == {name: value}, "every node is told"
+        put(session, shard)
+        assert session.call("WAITAOF", 1, 1, 0) == BOTH
+        with former.set("appendfsync", "everysec"):
+            put(session, shard)
+            assert session.call("WAITAOF", 1, 1, 1000).startswith(b"-ERR WAITAOF cannot be believed")
+
+
+def leads(running: Up, node: Node) -> bool:
+    rows = running.topology()["shards"]
+    return any(row["primary"] is not None and row["primary"]["node_id"] == node.id for row in rows)

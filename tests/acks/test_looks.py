@@ -25,11 +25,14 @@ Words = tuple[str, ...]
 
 @pytest.fixture
 def source(shards: list[Shard]) -> Iterator[Node]:
-    """A primary; what a test sets there is undone."""
+    """A primary that counts from now on; what a test sets there is undone."""
     primary = shards[0].primary
+    for step in (OFF, RESET, ON):  # a RESETSTAT that leaves no trace
+        primary.call(*step)
     yield primary
     primary.call("CLUSTER", "SETSLOT", shards[0].slot, "STABLE")
-    primary.call(*ON)
+    for step in (OFF, RESET, ON):
+        primary.call(*step)
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 
-from tests.acks.staging import BOTH, ONE, fan_out, naive_write, put
+from tests.acks.staging import BOTH, ONE, fan_out, in_step, naive_write, put
 from tests.harness import Up, until
 from tests.system.beside import plain_server, proxy_beside, redis_binary
 from tests.system.nodes import Node, Shard, configured, metric, shards_of
@@ -47,6 +47,17 @@ def fsyncs(port: int, folder: Path) -> Iterator[Callable[[], list[float]]]:
     finally:
         tracer.terminate()
         tracer.wait()
+
+
+def said_by(node: Node) -> str:
+    """What a node says of the others, as it says it."""
+    with node.wire() as wire:
+        return wire.call("CLUSTER", "NODES").decode()
+
+
+def probes(node: Node) -> int:
+    """How often the proxy has asked it for the cluster."""
+    return int(node.direct.info("commandstats")["cmdstat_cluster|shards"]["calls"])
 
 
 def traced(pid: int) -> bool:
@@ -137,3 +148,32 @@ def test_the_engines_word_is_passed_on_where_that_is_asked_for(tmp_path: Path) -
         with proxy_beside(running, tmp_path, acks={"untrusted_waitaof": "pass"}) as url, Wire.to(url) as other:
             put(other, shard)
             assert other.call("WAITAOF", 1, 1, 0) == BOTH
+
+
+def test_while_a_replica_hangs_each_deadline_gets_what_is_true(steady: Up, shards: list[Shard]) -> None:
+    """It is waited for a moment to tell its settings, which must not make others late."""
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(Wire.to(steady.redis_url)) for _ in range(60)]
+        with shards[0].replica.stopped():
+            for session in sessions:
+                put(session, shards[0])
+            for number, session in enumerate(sessions):
+                session.send("WAITAOF", 1, 1, 200 + 4 * number)
+            assert {session.receive() for session in sessions} == {b"*2\r\n:1\r\n:0\r\n"}
+
+
+def test_a_replica_that_is_back_before_that_is_known_is_not_believed_unasked(tmp_path: Path) -> None:
+    text = "cluster: {shards: 1, replicas: 1, node_timeout_ms: 1000}"
+    with configured(tmp_path, text) as running, Wire.to(running.redis_url) as session:
+        [shard] = in_step(running)
+        shard.replica.call("CONFIG", "SET", "appendfsync", "everysec")
+        put(session, shard)
+        assert session.call("WAITAOF", 0, 1, 0).startswith(b"-ERR WAITAOF cannot be believed")
+        with shard.replica.stopped():
+            put(session, shard)
+            until(lambda: ",fail " in said_by(shard.primary), "it is taken for dead")
+            probed = probes(shard.primary)
+            until(lambda: probes(shard.primary) > probed + 2, "which the proxy has heard")
+            session.send("WAITAOF", 0, 1, 0)
+            until(lambda: metric(running, "ackgate_waits_open") == 1, "it waits")
+        assert session.receive().startswith(b"-ERR WAITAOF cannot be believed")

@@ -17,7 +17,7 @@ from functools import partial
 import redis
 
 from tests.chaos.clients import Ledger
-from tests.chaos.network import NetworkFaults
+from tests.chaos.network import RESENT_S, NetworkFaults
 from tests.chaos.proxies import SERVED_S, Proxy, ProxyFaults, serves
 from tests.harness import Up, until
 from tests.system.nodes import Node, Shard, migrate, promote, shards_of
@@ -94,7 +94,7 @@ class Faults:
             times = pool.map(partial(_until_served, slots), self.proxies.proxies)
             for proxy, took in zip(self.proxies.proxies, times, strict=True):
                 self.slowest = max(self.slowest, (took, self.ledger.fault))
-                if took > SERVED_S:
+                if took > SERVED_S + (RESENT_S if self.ledger.fault in self.network.resent else 0.0):
                     self.ledger.broke("not served when all was whole", f"{proxy.name} after {took:.2f} s")
 
     # -- primaries that end ---------------------------------------------------------------------------

@@ -28,6 +28,10 @@ from tests.system.nodes import Node, Shard
 SLOW = "300kbit"  # a third of what the load of one shard takes
 LOSS = "0.08"  # of packets each of two times that a packet passes the filter
 
+DRAINED_S = 0.1  # for what waits to be delivered
+RESENT_S = 3.0
+"""For which TCP may wait before it sends again what was dropped, behind a fault: as long again as that lasted."""
+
 Rules = Callable[[], list[Rule]]
 
 
@@ -46,6 +50,8 @@ class NetworkFaults:
             "slow way to a primary": self.slow,
             "way to a primary that loses packets": self.lose,
         }
+        self.resent = set(self.kinds) - {"primary cut off", "primary cut off from the other nodes alone"}
+        """Those behind which connections go on that may have lost something: nobody took over."""
 
     def cut_primary(self, shard: Shard) -> None:
         """Nobody reaches it; its replica is elected."""
@@ -64,7 +70,7 @@ class NetworkFaults:
         self._cut_for(self.random.uniform(0.5, 3.0), lambda: ways(proxy.process.pid, shard.primary))
 
     def slow(self, shard: Shard) -> None:
-        """In both directions, replication included: what waits is not lost."""
+        """In both directions, replication included; too much that waits is lost."""
         tc("qdisc", "add", "dev", "lo", "root", "handle", "1:", "htb", "default", "10")
         try:
             for classid, rate in (("1:10", "10gbit"), ("1:20", SLOW)):
@@ -73,6 +79,8 @@ class NetworkFaults:
                 match = ("u32", "match", "ip", end, str(shard.primary.port), "0xffff", "flowid", "1:20")
                 tc("filter", "add", "dev", "lo", "parent", "1:", "protocol", "ip", *match)
             time.sleep(self.random.uniform(1.0, 2.5))
+            tc("class", "change", "dev", "lo", "parent", "1:", "classid", "1:20", "htb", "rate", "10gbit")
+            time.sleep(DRAINED_S)
         finally:
             tc("qdisc", "del", "dev", "lo", "root")
 
