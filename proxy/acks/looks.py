@@ -156,6 +156,11 @@ def online(frame: bytes) -> int:
     return len(_REPLICA.findall(frame))
 
 
+def attached(frame: bytes) -> set[tuple[bytes, bytes]]:
+    """(host, port) of those; one whose connection was lost unnoticed may be online twice."""
+    return {(host, port) for host, port, _ in _REPLICA.findall(frame)}
+
+
 def _keeps_count(marks: list[bytes]) -> bool:
     """Whether whatever changes slots changes these."""
     return marks[-1] == TRACKING and RESET not in marks[1] and not any(map(is_error, marks))

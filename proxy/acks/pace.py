@@ -13,9 +13,13 @@ import trio
 
 
 class Pace:
-    """Calls back whoever rests, at the time he named or a little later."""
+    """Calls back whoever rests, at the time he named or a little later.
 
-    def __init__(self) -> None:
+    ``call(wake)`` does it, so that a defect of one need not be that of all.
+    """
+
+    def __init__(self, call: Callable[[Callable[[], None]], None] = lambda wake: wake()) -> None:
+        self._call = call
         self.resting: dict[Hashable, tuple[float, Callable[[], None]]] = {}
         self._next = math.inf
         self._sooner = trio.Event()
@@ -37,7 +41,7 @@ class Pace:
             until, wake = rest
             if until <= now and self.resting.get(who) is rest:  # else one woken before him has changed that
                 del self.resting[who]
-                wake()
+                self._call(wake)
 
     async def run(self) -> None:
         """Wake them by the clock, for ever."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 import trio
 
@@ -51,7 +52,7 @@ class Acks:
     ) -> None:
         self.incarnations = Incarnations(self.lives_changed)
         self.plane = plane
-        self.pace = Pace()
+        self.pace = Pace(partial(plane.tell, None))
         self._ended = ended
         self._answers = answers
         self._hint = hint

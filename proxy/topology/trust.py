@@ -10,7 +10,7 @@ from functools import partial
 
 import trio
 
-from proxy.acks.looks import online
+from proxy.acks.looks import attached
 from proxy.acks.pace import Pace
 from proxy.acks.primary import INFO, AckLane, Primary
 from proxy.acks.waiters import Run
@@ -26,6 +26,7 @@ FIRST_FIXED_REDIS = (8, 2)
 """The first Redis that acknowledges WAITAOF only behind the fsync with ``appendfsync everysec`` (redis#13793)."""
 REPLICA_PATIENCE = 0.02  # seconds a replica has to tell its settings behind a WAITAOF, which has waited already
 SETTINGS = encode_request([b"CONFIG", b"GET", b"appendonly", b"appendfsync"])
+SILENT_PATIENCE = 0.005  # seconds for one that owes answers: once it acknowledges again, it gives those, too
 GOSSIP = 2.0  # seconds in which nodes hear of a new one
 MOST_ASKED = 64  # questions that a replica owes an answer, beyond which it is asked no more
 
@@ -45,6 +46,8 @@ class Trust:
         self._opening: dict[Address, list[Heard]] = {}
         self._strangers: dict[int, tuple[int, float]] = {}
         """Replicas more than are known, by shard: how many, and since when."""
+        self.silent: set[Address] = set()
+        """Replicas that owe answers for longer than they should."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -92,19 +95,23 @@ class Trust:
         lane = self._lanes.get(address)
         if lane is not None and not lane.closed:
             if lane.pending < MOST_ASKED:
-                lane.ask([SETTINGS], lambda frames: heard(frames[0]))
+                lane.ask([SETTINGS], lambda frames: self._heard(address, heard, frames[0]))
         elif address in self._opening:
             self._opening[address].append(heard)
         elif self._nursery is not None:
             self._opening[address] = [heard]
             self._nursery.start_soon(self._open, address)
 
+    def _heard(self, address: Address, heard: Heard, frame: bytes) -> None:
+        self.silent.discard(address)
+        heard(frame)
+
     async def _open(self, address: Address) -> None:
         lane: AckLane | None = None
         try:
             connection = await self.cluster.connect(*address)
             self._forget_gone()
-            lane = self._lanes[address] = AckLane(self._plane, connection, lambda reason: None)
+            lane = self._lanes[address] = AckLane(self._plane, connection, lambda reason: self.silent.discard(address))
         except (ConnectionLost, ReplyError):
             pass
         for heard in self._opening.pop(address):
@@ -119,6 +126,7 @@ class Trust:
             if lane.closed or address not in self.cluster.nodes:
                 lane.close()
                 del self._lanes[address]
+        self.silent &= self.cluster.nodes.keys()
 
     def early(self, index: int) -> bool:
         """Whether a shard acknowledges WAITAOF before the fsync, by what its nodes said last."""
@@ -157,9 +165,11 @@ class _Inquiry:
                 self._dead.append((replica, watch))
         self._primary.looker.ask([SETTINGS, INFO], self._primary_says)
         if self._waiting:
-            self._trust.pace.rest(self, trio.current_time() + REPLICA_PATIENCE, self._no_longer)
+            hung = self._trust.silent.issuperset(watch.address for watch in self._waiting.values())
+            patience = SILENT_PATIENCE if hung else REPLICA_PATIENCE
+            self._trust.pace.rest(self, trio.current_time() + patience, self._no_longer)
         for replica, watch in list(self._waiting.items()):
-            self._trust.ask(watch.address, partial(self._replica_says, replica))
+            self._trust.ask(watch.address, partial(self._replica_says, replica, watch))
 
     def _primary_says(self, frames: list[bytes]) -> None:
         primary = self._primary
@@ -170,7 +180,7 @@ class _Inquiry:
             self._problems[None] = _unread(self._shard, address)
         elif _acknowledges_early(primary.engine, primary.version, settings):
             self._problems[None] = _untrusted(self._shard, address, primary.engine, primary.version)
-        counted, known = online(frames[1]), len(self._shard.replicas)
+        counted, known = len(attached(frames[1])), len(self._shard.replicas)
         if self._dead and counted > known - len(self._dead):
             # One of them may be back before that is known, and was counted. What it said last has to do.
             for replica, watch in self._dead:
@@ -179,18 +189,18 @@ class _Inquiry:
             self._run.finish(None, ConnectionLost("a replica is not known yet"))
         self._end_if_all_told()
 
-    def _replica_says(self, replica: Node, frame: bytes | None) -> None:
-        watch = self._waiting.pop(replica, None)
-        if watch is None:
-            return
+    def _replica_says(self, replica: Node, watch: NodeWatch, frame: bytes | None) -> None:
         if frame is not None:
             watch.settings = {} if is_error(frame) else _settings(frame)
+        if self._waiting.pop(replica, None) is None:
+            return
         self._judge(replica, watch)
         self._end_if_all_told()
 
     def _no_longer(self) -> None:
         """Who does not answer acknowledges nothing: what was known last has to do."""
         for replica, watch in self._waiting.items():
+            self._trust.silent.add(watch.address)
             self._judge(replica, watch)
         self._waiting = {}
         self._end_if_all_told()

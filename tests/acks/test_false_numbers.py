@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,7 @@ from tests.acks.staging import (
     value_at,
 )
 from tests.harness import Up, until
+from tests.system.beside import plain_server
 from tests.system.nodes import Node, Shard, configured, metric, migrate, promote, unconfirmed
 from tests.system.wire import Wire
 
@@ -365,6 +366,35 @@ def test_a_primary_that_hung_and_follows_by_now_is_asked_as_any_other_replica(qu
         with former.set("appendfsync", "everysec"):
             put(session, shard)
             assert session.call("WAITAOF", 1, 1, 1000).startswith(b"-ERR WAITAOF cannot be believed")
+
+
+def test_a_replica_that_joined_a_moment_ago_is_not_believed_unasked(unseeing: Up, tmp_path: Path) -> None:
+    shard = in_step(unseeing)[2]
+    everybody = [node for each in in_step(unseeing) for node in (each.primary, each.replica)]
+    options = {"appendonly": "yes", "appendfsync": "everysec", "cluster_enabled": "yes", "cluster_databases": "16"}
+    with plain_server(tmp_path / "newcomer", None, **options) as port, redis.Redis(port=port) as newcomer:
+        own_id = newcomer.cluster("MYID").decode()
+        shard.primary.call("CLUSTER", "MEET", "127.0.0.1", port)
+        until(lambda: follows(newcomer, shard.primary), "it is told whom to follow")
+        with shard.replica.stopped(), Wire.to(unseeing.redis_url) as session:
+            with shard.primary.wire() as naive:
+
+                def counted() -> bool:
+                    assert naive.call("SET", shard.key, "naive") == b"+OK\r\n"
+                    return naive.call("WAITAOF", 0, 1, 500) == BOTH
+
+                until(counted, "its primary counts it")
+            put(session, shard)
+            assert session.call("WAITAOF", 0, 1, 2000).startswith(b"-ERR WAITAOF cannot be believed")
+    for node in everybody:
+        node.call("CLUSTER", "FORGET", own_id)
+
+
+def follows(newcomer: redis.Redis, primary: Node) -> bool:
+    with suppress(redis.ResponseError):  # they have not met yet
+        newcomer.execute_command("CLUSTER", "REPLICATE", primary.id)  # type: ignore[no-untyped-call]
+        return True
+    return False
 
 
 def leads(running: Up, node: Node) -> bool:

@@ -65,6 +65,21 @@ async def test_slots_are_looked_for_only_when_something_changed(
     assert looked_for(source) - before < 10, "the proxy's own probes may have asked meanwhile"
 
 
+@pytest.mark.parametrize("lacking", ["-latency|histogram", "-config", "-cluster|slots"])
+async def test_a_slot_on_its_way_is_seen_by_a_user_who_may_not_ask_for_everything(
+    lacking: str, shards: list[Shard], source: Node, make: Make
+) -> None:
+    source.call("ACL", "SETUSER", "looker", "on", ">secret", "~*", "&*", "+@all", lacking)
+    try:
+        connect = partial(ControlConnection.open, source.host, source.port, username="looker", password="secret")
+        rounds = make(connect)
+        assert not (await rounds.verdict(fsync=False)).moving
+        source.call("CLUSTER", "SETSLOT", shards[0].slot, "MIGRATING", shards[1].primary.id)
+        assert (await rounds.verdict(fsync=False)).moving
+    finally:
+        source.call("ACL", "DELUSER", "looker")
+
+
 @pytest.mark.parametrize(
     "history",
     [

@@ -162,6 +162,7 @@ def test_while_a_replica_hangs_each_deadline_gets_what_is_true(steady: Up, shard
             assert {session.receive() for session in sessions} == {b"*2\r\n:1\r\n:0\r\n"}
 
 
+@pytest.mark.slow
 def test_a_replica_that_is_back_before_that_is_known_is_not_believed_unasked(tmp_path: Path) -> None:
     text = "cluster: {shards: 1, replicas: 1, node_timeout_ms: 1000}"
     with configured(tmp_path, text) as running, Wire.to(running.redis_url) as session:
