@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,5 +19,6 @@ def _outdated() -> Iterator[Path]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what is started here inherits it; under nohup it would be ignored
     for library in _outdated():
         pytest.exit(f"{library} is older than its source: run make test, or pip install -e .", returncode=3)

@@ -17,6 +17,9 @@ from typing import Any
 
 import redis
 
+from shard.layout import PortReservation, create_layout
+from shard.settings import ClusterSettings
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 READY = re.compile(r"^ready (redis://127\.0\.0\.1:\d+) admin (http://127\.0\.0\.1:\d+)\n$")
@@ -103,3 +106,12 @@ def ackgate(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
         timeout=120,
         **more,
     )
+
+
+def free_port() -> int:
+    """A port whose bus port is free, too, below those that the system gives to outgoing connections."""
+    reservation = PortReservation()
+    try:
+        return create_layout(ClusterSettings(shards=1, replicas=0), reservation).nodes[0].port
+    finally:
+        reservation.release()

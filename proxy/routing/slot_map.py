@@ -272,7 +272,7 @@ def _shards_row(row: Any, asked: Address, owners: frozenset[bytes]) -> _Row:
     try:
         fields = _pairs(row)
         flat = fields[b"slots"]
-        nodes = [_node(_pairs(each), asked) for each in fields[b"nodes"]]
+        nodes = [_node(each, asked) for each in map(_pairs, fields[b"nodes"]) if _port(each)]
         ranges = merge_ranges(zip(map(int, flat[::2]), map(int, flat[1::2]), strict=True))
     except (KeyError, TypeError, ValueError, IndexError) as exc:
         raise ValueError("the CLUSTER SHARDS reply cannot be read") from exc
@@ -293,16 +293,20 @@ def _node(fields: Mapping[bytes, Any], asked: Address) -> Node:
     endpoint = fields.get(b"endpoint") or fields.get(b"ip")
     if endpoint == b"?":  # it is to have a name, which has not come to the node we asked
         endpoint = fields.get(b"ip") or endpoint
-    port = fields.get(b"port") or fields.get(b"tls-port") or asked[1]
     return Node(
         host=_host(endpoint, asked),
-        port=int(port),
+        port=_port(fields),
         node_id=fields[b"id"],
         role="primary" if fields[b"role"] == b"master" else "replica",
         health=_text(fields.get(b"health", b"online")),
         zone=_text(fields.get(b"availability-zone") or b""),
         offset=int(fields.get(b"replication-offset", 0)),
     )
+
+
+def _port(fields: Mapping[bytes, Any]) -> int:
+    """0 of a node that lost its memory (a new disk): the others remember its former id, and have no address of it."""
+    return int(fields.get(b"port") or fields.get(b"tls-port") or 0)
 
 
 def _slots_rows(reply: Sequence[Any], asked: Address) -> list[_Row]:
@@ -317,8 +321,8 @@ def _slots_rows(reply: Sequence[Any], asked: Address) -> list[_Row]:
 
 def _slots_row(rows: Sequence[Any], asked: Address) -> _Row:
     first = rows[0]
-    primary = _slots_node(first[2], "primary", asked)
-    replicas = tuple(_slots_node(each, "replica", asked) for each in first[3:])
+    primary = _slots_node(first[2], "primary", asked) if int(first[2][1]) else None
+    replicas = tuple(_slots_node(each, "replica", asked) for each in first[3:] if int(each[1]))
     return _Row(b"", primary, replicas, merge_ranges((int(row[0]), int(row[1])) for row in rows))
 
 

@@ -73,9 +73,9 @@ class Trust:
             _Inquiry(self, shard, primary, run).begin()
         return run
 
-    def strange(self, index: int, unknown: int) -> bool:
-        """Whether so many replicas of a shard more than are known may be nodes of the cluster of which nobody has told
-        yet, with settings of their own; who is not shown for a while, by any node, is none.
+    def strange(self, index: int, strangers: set[Address], unknown: int) -> bool:
+        """Whether so many replicas of a shard more than the map has, by some of these names, may be nodes of the
+        cluster with settings of their own.  Whom no node names for a while is none.
         """
         if unknown <= 0:
             self._strangers.pop(index, None)
@@ -85,7 +85,9 @@ class Trust:
         if unknown > noticed:
             since = now
         self._strangers[index] = unknown, since
-        if now - since > GOSSIP and all(watch.asked_at > since for watch in self.cluster.nodes.values() if watch.alive):
+        watches = self.cluster.nodes.values()
+        named = any(not strangers.isdisjoint(_names(watch)) for watch in watches)
+        if not named and now - since > GOSSIP and all(watch.asked_at > since for watch in watches if watch.alive):
             return False
         self.cluster.hint()
         return True
@@ -140,7 +142,7 @@ class Trust:
 class _Inquiry:
     """One question to the nodes of a shard."""
 
-    __slots__ = ("_dead", "_primary", "_primary_told", "_problems", "_run", "_shard", "_trust", "_waiting")
+    __slots__ = ("_asked", "_dead", "_primary", "_primary_told", "_problems", "_run", "_shard", "_trust", "_waiting")
 
     def __init__(self, trust: Trust, shard: Shard, primary: Primary, run: Run[str]) -> None:
         self._trust = trust
@@ -150,6 +152,7 @@ class _Inquiry:
         self._run = run
         self._waiting: dict[Node, NodeWatch] = {}
         """The replicas that have not answered yet."""
+        self._asked: list[NodeWatch] = []
         self._dead: list[tuple[Node, NodeWatch]] = []
         """Replicas that do not answer probes."""
         self._problems: dict[Node | None, str] = {}
@@ -163,6 +166,7 @@ class _Inquiry:
                 self._waiting[replica] = watch
             else:
                 self._dead.append((replica, watch))
+        self._asked = list(self._waiting.values())
         self._primary.looker.ask([SETTINGS, INFO], self._primary_says)
         if self._waiting:
             hung = self._trust.silent.issuperset(watch.address for watch in self._waiting.values())
@@ -180,14 +184,22 @@ class _Inquiry:
             self._problems[None] = _unread(self._shard, address)
         elif _acknowledges_early(primary.engine, primary.version, settings):
             self._problems[None] = _untrusted(self._shard, address, primary.engine, primary.version)
-        counted, known = len(attached(frames[1])), len(self._shard.replicas)
-        if self._dead and counted > known - len(self._dead):
-            # One of them may be back before that is known, and was counted. What it said last has to do.
-            for replica, watch in self._dead:
-                self._judge(replica, watch)
-        if self._trust.strange(self._shard.index, counted - known):
-            self._run.finish(None, ConnectionLost("a replica is not known yet"))
+        self._compare({(host.decode(), int(port)) for host, port in attached(frames[1])})
         self._end_if_all_told()
+
+    def _compare(self, names: set[Address]) -> None:
+        """Those whom the primary may have counted, by its names of them, which need not be ours, with those asked."""
+        known = [*self._asked, *(watch for _, watch in self._dead)]
+        strangers = names - {name for watch in known for name in _names(watch)}
+        asked_by_other_names = sum(1 for watch in self._asked if names.isdisjoint(_names(watch)))
+        news = False
+        for replica, watch in self._dead:
+            # It may be back before that is known, and was counted. What it said last has to do.
+            if len(names) > len(self._asked) or not names.isdisjoint(_names(watch)):
+                news = news or not watch.tried
+                self._judge(replica, watch)
+        if news or self._trust.strange(self._shard.index, strangers, len(strangers) - asked_by_other_names):
+            self._run.finish(None, ConnectionLost("a replica is not known yet"))
 
     def _replica_says(self, replica: Node, watch: NodeWatch, frame: bytes | None) -> None:
         if frame is not None:
@@ -218,6 +230,10 @@ class _Inquiry:
         self._trust.pace.forget(self)
         found = (self._problems.get(node) for node in (None, *self._shard.replicas))
         self._run.finish(next((problem for problem in found if problem is not None), None))
+
+
+def _names(watch: NodeWatch) -> tuple[Address, Address]:
+    return watch.address, (watch.ip, watch.port)
 
 
 _read: dict[bytes, dict[str, str]] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.harness import ENVIRONMENT, PATIENCE_S, READY, until
+from tests.harness import ENVIRONMENT, PATIENCE_S, READY, free_port, until
 
 
 @contextmanager
@@ -40,18 +40,6 @@ def line(process: subprocess.Popen[str], errors: Path) -> str:
     found = process.stdout.readline()
     assert found.startswith("ready "), errors.read_text()
     return found
-
-
-def free_port() -> int:
-    """A port (with its bus port) below those that the system gives to outgoing connections."""
-    from shard.layout import PortReservation, create_layout
-    from shard.settings import ClusterSettings
-
-    reservation = PortReservation()
-    try:
-        return create_layout(ClusterSettings(shards=1, replicas=0), reservation).nodes[0].port
-    finally:
-        reservation.release()
 
 
 def test_it_listens_before_the_cluster_is_there_and_is_ready_when_it_is(tmp_path: Path) -> None:

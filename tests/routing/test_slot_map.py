@@ -85,6 +85,22 @@ def test_a_node_whose_name_is_not_known_yet_is_found_by_its_address():
     assert SlotMap.from_shards([row], ASKED).shards[0].primary.host == "10.0.0.7"
 
 
+@pytest.mark.parametrize("form", [lambda reply: reply, flat])
+def test_a_node_that_lost_its_memory_is_not_taken_for_the_one_we_asked(form):
+    """The others remember its former id, without an address: CLUSTER SHARDS tells no port, CLUSTER SLOTS port 0."""
+    gone = node(b"gone", host=b"", role=b"replica", health=b"fail")
+    del gone[b"port"]
+    named = gone | {b"endpoint": b"node-4", b"hostname": b"node-4"}
+    present = node(b"r", port=2, role=b"replica")
+    (only,) = SlotMap.from_shards(form([shard([0, 9], node(b"a"), gone, named, present)]), ASKED).shards
+    assert [each.node_id for each in only.nodes] == [b"a", b"r"]
+    (only,) = SlotMap.from_shards(form([shard([0, 9], gone | {b"role": b"master"}, present)]), ASKED).shards
+    assert only.primary is None and [each.node_id for each in only.replicas] == [b"r"]
+    slots = [[0, 9, [b"", 0, b"gone", []], [b"10.0.0.1", 2, b"r", []]]]
+    (only,) = SlotMap.from_slots(form(slots), ASKED).shards
+    assert only.primary is None and [each.node_id for each in only.replicas] == [b"r"]
+
+
 @pytest.mark.parametrize("reply", [[[b"slots"]], [1], [{b"slots": [0], b"nodes": []}]])
 def test_another_reply_is_refused(reply):
     with pytest.raises(ValueError, match="CLUSTER S"):

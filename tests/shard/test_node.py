@@ -18,16 +18,7 @@ from shard.errors import ShardError
 from shard.layout import PlannedNode
 from shard.node import Node
 from shard.settings import ClusterSettings
-
-
-def free_port() -> int:
-    for port in range(23000, 32000):
-        try:
-            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 10000)):
-                return port
-        except OSError:
-            continue
-    raise AssertionError("no free port")
+from tests.harness import free_port
 
 
 def command_line(pid: int) -> str:

