@@ -4,10 +4,14 @@
 set -eu
 umask 077
 
-folder=${SECRETS:-$(dirname "$0")/secrets}
+here=$(dirname "$0")
+folder=${SECRETS:-$here/secrets}
 mkdir -p "$folder"
 # Containers run as users of their own, to whom a file that is mounted must be readable; the folder keeps others out.
 chmod 700 "$folder"
+# So must what compose.yaml mounts of this folder; a clone under umask 077 keeps it to its owner.
+find "$here/start-node.sh" "$here/proxy.yaml" "$here/haproxy.cfg" "$here/prometheus" "$here/grafana" \
+    \( ! -perm -004 -o -type d ! -perm -005 \) -exec chmod a+rX {} +
 
 for name in engine_password endpoint_password grafana_password; do
     [ ! -s "$folder/$name" ] || continue

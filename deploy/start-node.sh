@@ -19,6 +19,10 @@
 #   same: a node that comes back as primary serves nothing for a while, one that took over serves at once.
 # - When no one takes over in time (ten node timeouts), a node with an AOF starts: its disk is the best there is. One
 #   without never does, it would be empty; CLUSTER FAILOVER TAKEOVER on the replica ends that.
+#
+# A primary whose disk was lost comes back empty, under another id and at the address that its replica follows: the
+# replica would take that for its data. So a node without a memory asks NODE_PEERS whether a primary of its name is
+# followed, and stays down as long as it is; and a replica makes sure before it starts that its primary is who it was.
 set -eu
 umask 077
 
@@ -31,10 +35,12 @@ NODE_AOF=${NODE_AOF:-always}                 # always, everysec, no, off
 NODE_SNAPSHOT=${NODE_SNAPSHOT:-off}          # off, 1h, 6h, 12h
 NODE_TIMEOUT_MS=${NODE_TIMEOUT_MS:-2000}     # cluster-node-timeout
 NODE_DATABASES=${NODE_DATABASES:-16}         # of Valkey 9 and later
+NODE_PEERS=${NODE_PEERS:-}                   # the cluster's nodes, HOST or HOST:PORT each; itself may be among them
 NODE_ZONE=${NODE_ZONE:-}                     # availability zone, of Valkey 8.1 and later
 NODE_MAXMEMORY=${NODE_MAXMEMORY:-}           # 512mb, say; empty: no limit
 
 ASK_SECONDS=2     # for an answer of another node
+FIRST_SECONDS=3   # for a replica's primary to be up first
 PATIENCE=10       # node timeouts for a replica to take over; an election takes 1.25 to 1.8
 
 say() { printf 'start-node: %s\n' "$*" >&2; }
@@ -50,7 +56,9 @@ one_of() { # NAME VALUE WORD...: dies when VALUE is none of the words
 read_password() {
     [ -n "$NODE_PASSWORD_FILE" ] || die "set NODE_PASSWORD_FILE to a file whose first line is the nodes' password"
     [ -r "$NODE_PASSWORD_FILE" ] || die "cannot read $NODE_PASSWORD_FILE: correct NODE_PASSWORD_FILE, or its permissions"
-    read -r password <"$NODE_PASSWORD_FILE" || [ -n "$password" ] || die "$NODE_PASSWORD_FILE has an empty first line"
+    # As the proxy reads it: blanks belong to it, the end of a line as Windows writes it does not.
+    IFS= read -r password <"$NODE_PASSWORD_FILE" || true
+    password=${password%"$(printf '\r')"}
     [ -n "$password" ] || die "$NODE_PASSWORD_FILE has an empty first line: write the password there"
 }
 
@@ -201,8 +209,6 @@ wait_for_the_heir() {
     [ -n "$id" ] || return 0
     began=$(date +%s)
     told=
-    # As the first process of a container a shell would not end at these by itself.
-    trap 'exit 143' TERM INT HUP
     while heir=$(heir_of "$id") && [ -n "$heir" ]; do
         [ -n "$told" ] || say "stays down until its replica $heir took over"
         told=${told:-waits}
@@ -214,6 +220,74 @@ wait_for_the_heir() {
         sleep 0.3
     done
     [ -z "$told" ] || say "starts: no living replica waits to take over any more"
+}
+
+# ---- a disk that was lost ---------------------------------------------------------------------------------------
+
+heirs_in_memory() { # of lines of CLUSTER NODES: living followers of a primary that has this node's name
+    nodes | awk -v name="$NODE_NAME" -v port="$NODE_PORT" '
+        $4 == name && $5 == port && $2 ~ /master/ { lost[$1] = 1 }
+        $2 !~ /(^|,)(fail|noaddr)(,|$)/ && $3 != "-" { follows[$1] = $3; host[$1] = $4 }
+        END { for (id in follows) if (follows[id] in lost) { print host[id]; exit } }'
+}
+
+heir_of_my_name() { # who has what this node lost, as far as its peers know; themselves, while they load and cannot tell
+    for peer in $NODE_PEERS; do
+        host=${peer%%:*} port=${peer#"$peer"}
+        [ "$host" = "$peer" ] || port=${peer##*:}
+        [ "$host:${port:-$NODE_PORT}" != "$NODE_NAME:$NODE_PORT" ] || continue
+        address=$(resolve "$host")
+        [ -n "$address" ] || continue
+        answer=$(echo CLUSTER NODES | ask "$address" "${port:-$NODE_PORT}") || continue
+        case $answer in LOADING*) echo "$host"; return 0 ;; esac
+        heir=$(printf '%s\n' "$answer" | heirs_in_memory)
+        [ -z "$heir" ] || { echo "$heir"; return 0; }
+    done
+}
+
+wait_for_the_heir_of_my_name() {
+    [ ! -s "$NODE_DIR/nodes.conf" ] || return 0
+    began=$(date +%s)
+    told=
+    while heir=$(heir_of_my_name) && [ -n "$heir" ]; do
+        [ -n "$told" ] || say "its disk is new, and was a primary's: stays down until $heir, which has the data, took over"
+        told=${told:-waits}
+        if [ "$told" = waits ] && [ $((($(date +%s) - began) * 1000)) -ge $((PATIENCE * NODE_TIMEOUT_MS)) ]; then
+            say "no replica took over: CLUSTER FAILOVER TAKEOVER on $heir ends the waiting"
+            told=cure
+        fi
+        sleep 0.3
+    done
+    [ -z "$told" ] || say "starts as a new node: nobody waits for its former data any more"
+}
+
+my_primary() { # of a replica: its primary's id, host and port
+    nodes_on_disk | awk '{ host[$1] = $4; port[$1] = $5 } $2 ~ /myself/ { primary = $3 }
+        END { if (primary in host && host[primary] != "-") print primary, host[primary], port[primary] }'
+}
+
+id_at() { # HOST PORT: the id of the node there, empty when none answers
+    address=$(resolve "$1")
+    [ -z "$address" ] || echo CLUSTER MYID | ask "$address" "$2" || true
+}
+
+make_sure_of_my_primary() {
+    my_primary | while read -r id host port; do
+        began=$(date +%s)
+        while there=$(id_at "$host" "$port") && [ -z "$there" ] && [ $(($(date +%s) - began)) -lt "$FIRST_SECONDS" ]; do
+            sleep 0.1
+        done
+        case $there in
+            "$id" | *[!0-9a-f]*) return 0 ;;
+            "") say "its primary $host is not there: follows it when it has come and said who it is" ;;
+            *) say "its primary $host lost its disk and is another node now: CLUSTER FAILOVER TAKEOVER here makes this one lead" ;;
+        esac
+        # A replica goes to its primary's last address whoever is there. Without one it waits to hear from it on the
+        # cluster's bus, where nodes go by their ids.
+        awk -v id="$id" '$1 == id && $3 !~ /noaddr/ { sub(/^[^,]*/, ":0@0", $2); $3 = $3 ",noaddr" } { print }' \
+            "$NODE_DIR/nodes.conf" >"$NODE_DIR/nodes.new"
+        mv "$NODE_DIR/nodes.new" "$NODE_DIR/nodes.conf"
+    done
 }
 
 # ---- addresses that change --------------------------------------------------------------------------------------
@@ -257,6 +331,10 @@ server=$(find_program server)
 one_of NODE_AOF "$NODE_AOF" always everysec no off
 one_of NODE_SNAPSHOT "$NODE_SNAPSHOT" off 1h 6h 12h
 write_configuration
+# As the first process of a container a shell would not end at these by itself.
+trap 'exit 143' TERM INT HUP
 wait_for_the_heir
+wait_for_the_heir_of_my_name
+make_sure_of_my_primary
 renew_addresses
 exec "$server" "$NODE_DIR/node.conf"

@@ -273,6 +273,9 @@ def _problems(shards: list[ShardStatus]) -> list[str]:
 
 
 def _replica_problem(node: NodeStatus) -> str:
+    if node.address.endswith(":0"):  # it lost its disk, and came back under another id
+        cure = f"CLUSTER FORGET {node.node_id} on each node that knows it ends this"
+        return f"{node.role} {node.node_id} is gone for good: {cure}"
     if node.health != "online":
         return f"{node.role} {node.address} is {node.health}"
     if node.link == "down":

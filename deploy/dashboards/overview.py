@@ -55,8 +55,9 @@ NOW = Row(
         ),
         _now(
             "Without replica",
-            "Shards of which no replica is online.",
-            f"count({worst('ackgate_shard_replicas_online', SHARD, 'shard')} == 0) or vector(0)",
+            "Shards with slots of which no replica is online.",
+            f"count({worst('ackgate_shard_replicas_online', SHARD, 'shard')} == 0"
+            f" unless {worst('ackgate_shard_slots', SHARD, 'shard')} == 0) or vector(0)",
             "short",
             (None, GREEN),
             (1, ORANGE),

@@ -22,7 +22,7 @@ from proxy.server import Server
 from proxy.settings import ProxySettings
 from proxy.workers.http import answer
 from proxy.workers.link import Emit, Link, Unanswered
-from proxy.workers.totals import families
+from proxy.workers.totals import families, families_in_pieces
 
 PATIENCE = 2.0  # seconds for the parent, which asks the siblings, to answer
 
@@ -112,7 +112,7 @@ class _Worker:
         return self.server
 
     async def _figures(self, value: Any, emit: Emit) -> Any:
-        return families(self._present().metrics.registry)
+        return await families_in_pieces(self._present().metrics.registry)
 
     async def _sibling(self, value: Any, emit: Emit) -> Any:
         return await self._present().answer_sibling(*value)

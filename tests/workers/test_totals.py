@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import trio
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.observe.figures import NO_COMMANDS, CommandFigures, Counters, NodeFigures, ShardFigures
 from proxy.observe.metrics import Metrics
-from proxy.workers.totals import TOGETHER, Family, Totals, families, render
+from proxy.workers.totals import TOGETHER, Family, Totals, families, families_in_pieces, render
 
 LAGS: dict[str, int] = {"r": 5}
 
@@ -167,3 +168,21 @@ def test_labels_that_only_some_have_are_kept_and_the_openmetrics_form_is_whole()
     assert [found[f"c_total kind={kind}"] for kind in "abc"] == [1, 2, 1]
     body, kind = render(Totals().together({1: worker({"commands": 1})}), "application/openmetrics-text; version=1.0.0")
     assert kind.startswith("application/openmetrics-text") and body.endswith(b"# EOF\n")
+
+
+async def test_clients_have_their_turns_while_figures_are_read() -> None:
+    metrics = Metrics(Figures({"clients_open": 3}, {"shard": "s"}))
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        found = await families_in_pieces(metrics.registry)
+        nursery.cancel_scope.cancel()
+    assert [each[0] for each in found] == [each[0] for each in families(metrics.registry)]
+    assert turns > len(found) // 2
