@@ -28,11 +28,11 @@ from shard.node import parse_info
 
 _LOOK = 0.002  # seconds between two looks at an offset or a role: commands are held meanwhile
 _PATIENCE = 0.5  # seconds for an election, which takes some 50 ms, before it is asked for again
-_LEAST = 0.05  # seconds a failover is given, however late it is asked for
+_LEAST = 0.15  # seconds that a failover is given at least: an election, and a turn of the engine's clock (100 ms)
 _RESTORE = 0.3  # seconds to set one back
 _TIMEOUT_SETTING = "cluster-manual-failover-timeout"
 
-Renew = Callable[[], Awaitable[None]]
+Renew = Callable[[], Awaitable[bool]]
 Connect = Callable[[str, int], Awaitable[ControlConnection]]
 
 
@@ -94,15 +94,16 @@ async def level(replica: ControlConnection, offset: int, deadline: float) -> int
         await trio.sleep(_LOOK)
 
 
-async def _nothing() -> None:
+async def _always() -> bool:
     """There is no time that is set."""
+    return True
 
 
-async def promote(replica: ControlConnection, deadline: float, renew: Renew = _nothing) -> bool:
+async def promote(replica: ControlConnection, deadline: float, renew: Renew = _always) -> bool:
     """Have the replica take over, by the engine's own planned failover; False: not by ``deadline``.
 
     A request or a vote that was lost or refused on the way is seen by nobody, so it is asked for again, ever later;
-    ``renew()`` comes before that, since the engine's time for it begins anew.
+    ``renew()`` comes before that, since the engine's time for it begins anew, and says whether there is any.
     Raises ``ReplyError`` when it refuses, ``ConnectionLost``.
     """
     await replica.call("CLUSTER", "FAILOVER", timeout=_left(deadline))
@@ -112,9 +113,9 @@ async def promote(replica: ControlConnection, deadline: float, renew: Renew = _n
         if now >= deadline:
             return False
         if now >= again:
-            await renew()
-            with suppress(ReplyError):  # elected just now
-                await replica.call("CLUSTER", "FAILOVER", timeout=_left(deadline))
+            if await renew():
+                with suppress(ReplyError):  # elected just now
+                    await replica.call("CLUSTER", "FAILOVER", timeout=_left(deadline))
             patience *= 2  # on a busy machine an election takes its time, and asking anew ends the one before
             again = now + patience
         await trio.sleep(_LOOK)
@@ -145,11 +146,14 @@ async def giving_up_at(
     """
     known = [(node, value) for node, value in nodes if value is not None]
 
-    async def renew() -> None:
-        left = max(_LEAST, moment - trio.current_time())
+    async def renew() -> bool:
+        left = moment - trio.current_time()
+        if left < _LEAST:
+            return False
         for node, _ in known:
             with suppress(ReplyError):  # not ours to change
                 await node.call("CONFIG", "SET", _TIMEOUT_SETTING, int(left * 1000))
+        return True
 
     try:
         await renew()

@@ -6,6 +6,7 @@ that is gone had counted stays: counters and histograms never go back.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -37,6 +38,9 @@ OF_PROCESSES: Final[dict[str, Together]] = {
 """Gauges that come from prometheus-client."""
 TOGETHER: Final[dict[str, Together]] = OF_PROCESSES | {family.full_name: family.together for family in every()}
 """By the name of the family.  What is not here is summed."""
+SEEN_LONGER = 10.0
+"""Seconds for which nodes' own counters are shown as a worker that is gone saw them: then others have looked, too."""
+UPTIME = "ackgate_node_uptime_seconds"
 
 
 def families(registry: CollectorRegistry) -> list[Family]:
@@ -67,9 +71,13 @@ class Totals:
 
     def __init__(self) -> None:
         self._gone: dict[int, _Sums] = {}
+        self._seen: list[tuple[float, dict[str, float], list[Family]]] = []
+        """Until when, nodes' ages, and their counters."""
 
-    def bury(self, number: int, last: Iterable[Family]) -> None:
+    def bury(self, number: int, last: Sequence[Family]) -> None:
         """Keep the counters and histograms of a worker that is gone."""
+        seen = [family for family in last if family[2] == "counter" and not _is_ours(family[0])]
+        self._seen.append((time.monotonic() + SEEN_LONGER, _ages(last), seen))
         kept = (family for family in last if family[2] in ("counter", "histogram") and _is_ours(family[0]))
         self._gone.setdefault(number, _Sums(_life_by_life)).add(kept)
 
@@ -89,7 +97,25 @@ class Totals:
             sums.add(families)
         for other in others:
             sums.add(other)
+        self._seen = [each for each in self._seen if each[0] > time.monotonic()]
+        if self._seen:
+            ages = _ages(list(sums.families()))
+            for _, before, seen in self._seen:
+                started_anew = {node for node, age in before.items() if ages.get(node, age) < age - SEEN_LONGER}
+                sums.add(_without(started_anew, seen))
         return sums.metrics()
+
+
+def _ages(families: Iterable[Family]) -> dict[str, float]:
+    """Of nodes, in seconds."""
+    samples = (sample for name, _, _, _, samples in families if name == UPTIME for sample in samples)
+    return {labels["node"]: age for _, labels, age in samples}
+
+
+def _without(nodes: set[str], families: Iterable[Family]) -> Iterator[Family]:
+    for *head, samples in families:
+        name, text, kind, unit = head
+        yield name, text, kind, unit, [sample for sample in samples if sample[1].get("node") not in nodes]
 
 
 class _Sums:

@@ -125,14 +125,23 @@ def test_what_all_see_is_counted_on_by_one_that_takes_anothers_place() -> None:
 def test_what_nodes_count_is_not_kept_when_a_worker_that_saw_it_is_gone() -> None:
     """A node started anew counts from 0, and nobody else."""
     totals = Totals()
-    node: NodeFigures = {"shard": "s", "node": "n", "up": 1, "commands": 1000, "keys": 3}
+    node: NodeFigures = {"shard": "s", "node": "n", "up": 1, "commands": 1000, "keys": 3, "uptime": 100}
     totals.bury(1, worker({}, node=node))
-    anew: NodeFigures = {"shard": "s", "node": "n", "up": 1, "commands": 4, "keys": 3}
-    other: NodeFigures = {"shard": "s", "node": "n", "up": 0, "commands": 3, "keys": 3}
+    anew: NodeFigures = {"shard": "s", "node": "n", "up": 1, "commands": 4, "keys": 3, "uptime": 2}
+    other: NodeFigures = {"shard": "s", "node": "n", "up": 0, "commands": 3, "keys": 3, "uptime": 1}
     found = samples(totals, worker({}, node=anew), worker({}, node=other))
     assert found["ackgate_node_commands_total node=n shard=s"] == 4
     assert found["ackgate_node_keys node=n shard=s"] == 3
     assert found["ackgate_node_up node=n shard=s"] == 0
+
+
+def test_what_a_worker_that_is_gone_saw_last_holds_until_others_have_looked() -> None:
+    totals = Totals()
+    totals.bury(1, worker({}, node={"shard": "s", "node": "n", "up": 1, "commands": 1000, "keys": 3, "uptime": 100}))
+    late: NodeFigures = {"shard": "s", "node": "n", "up": 1, "commands": 990, "keys": 4, "uptime": 96}
+    found = samples(totals, worker({}, node=late))
+    assert found["ackgate_node_commands_total node=n shard=s"] == 1000
+    assert found["ackgate_node_keys node=n shard=s"] == 4
 
 
 def test_histograms_are_added_bucket_by_bucket_and_their_birth_is_the_first() -> None:
