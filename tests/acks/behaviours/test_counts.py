@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tests.acks.behaviours.words import (
+    A_SECOND_AND_MORE,
     FOR_EVER,
     LARGEST,
     OK,
@@ -63,7 +64,7 @@ def test_more_replicas_than_there_are_is_told_at_the_timeout(side: Side, session
     put(side, session)
     assert session.call("WAIT", 2, SOON) == integer(1)
     put(side, session)
-    assert session.call("WAITAOF", 1, 2, SOON) == pair(1, 1)
+    assert session.call("WAITAOF", 1, 2, A_SECOND_AND_MORE) == pair(1, 1)
 
 
 def test_a_replica_that_is_stopped_acknowledges_nothing(side: Side, session: Wire) -> None:

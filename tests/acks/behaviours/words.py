@@ -10,6 +10,7 @@ QUEUED = b"+QUEUED\r\n"
 NO_AOF = b"-ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled.\r\n"
 LARGEST = (1 << 63) - 1
 FOR_EVER = 0
+A_SECOND_AND_MORE = 1500  # milliseconds: an engine's replica tells of an fsync once a second
 SOON = 80  # milliseconds: the timeout of a WAIT that is not going to be satisfied
 
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
