@@ -35,6 +35,7 @@ from shard.client import ReplyError
 
 SETTLES = 0.005  # seconds for an acknowledgment that was asked for just before the time was up
 FRESH = 0.05  # seconds for which what was seen of one shard holds while another is waited for
+UNSAMPLED = -1  # in place of an offset: what is left is to prove that what a WAITAOF said still holds
 PURGE = 1024  # deadlines kept in vain before those that were answered long ago are taken out
 
 
@@ -118,6 +119,8 @@ class Crowd:
                     return False
                 written += 1
                 threshold = question.threshold(shard, stamps)
+                if threshold is None and question.told(shard)[1] >= want:
+                    threshold = UNSAMPLED
             if threshold is None:
                 waiter = rounds.open.get(want)
                 if waiter is not None and isinstance(waiter.gate, Cohort):
@@ -154,9 +157,11 @@ class Crowd:
         if awaited is None or member.scope is not None:
             return
         known = awaited if isinstance(awaited, int) else awaited.waiter.threshold
+        known = None if known == UNSAMPLED else known
         # Never asked for: what there is now of all the shard has, by a look that began after the session's writes.
         threshold = seen.offset if known is None else known
         count = sum(1 for offset in seen.acknowledged if offset >= threshold)
+        count = max(count, member.question.told(rounds.shard)[1])
         missing = count < min(member.question.asked.replicas, len(seen.acknowledged))
         if missing and isinstance(awaited, Cohort) and _just_asked(member, awaited.waiter):
             rounds.glance(member, urgent=True)
@@ -176,6 +181,7 @@ class Crowd:
         question = member.question
         stamps = question.writer.writes.get(shard)
         if stamps is not None:
+            count = max(count, question.told(shard)[1])  # who has fsynced it has it
             proved = _took(seen.incarnation, stamps) and stamps[0].generation == seen.generation
             if not proved or seen.moving:
                 member.pending[shard] = awaited

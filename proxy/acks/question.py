@@ -268,6 +268,9 @@ class Question:
             return waiter
         if not everywhere:
             waiter.threshold = self.threshold(shard, stamps)
+            if waiter.threshold is None and not self.at_once and waiter.see(self.told(shard)[1]):
+                return waiter  # who has fsynced it has it
+            waiter.count = 0
         rounds.join(waiter)
         return waiter
 
@@ -286,8 +289,11 @@ class Question:
 
     def told(self, shard: int) -> Counts:
         """What a WAITAOF said of this session's writes on the shard: it holds, though the next marker is further on."""
-        stamps, known = self.writer.writes.get(shard), self.memory.fsynced.get(shard)
-        if stamps is None or known is None or known[0] != stamps[1]:
+        known = self.memory.fsynced.get(shard)
+        if known is None:
+            return NOTHING
+        stamps = self.writer.writes.get(shard)
+        if stamps is None or known[0] != stamps[1]:
             return NOTHING
         return known[1] if known[0].incarnation.heir is None else NOTHING  # an heir's disk is another one
 

@@ -213,8 +213,8 @@ class Lanes:
         lanes.dropped = True
         for shard in lanes.wake:
             self._wake(lanes, shard)
-        idle = [lane for shard in lanes.wake for lane in self._pool.idle(shard, identity)]
-        for lane in (*lanes, *idle):
+        unused = [lane for shard in lanes.wake for lane in self._pool.unused(shard, identity)]
+        for lane in (*lanes, *unused):
             for lost in self.close(lane):
                 lost.request.answer(b"-ERR the connection to the shard was closed\r\n")
 
@@ -236,7 +236,7 @@ class Lanes:
             owner: Owner = lane.owner
             if owner.retiring_since is not None or owner.incarnation is keep is not None:
                 continue
-            if owner.leased and self._pool.is_idle(lane):
+            if owner.leased and self._pool.is_unused(lane):
                 self.close(lane)
                 continue
             self._retire(lane)
@@ -255,8 +255,8 @@ class Lanes:
         if primary is None or not owner.node_id or primary.node_id.decode() != owner.node_id:
             return False  # what runs at a node that was replaced is not seen
         self.connector.beware(owner.node_id)
-        for idle in self._pool.idle(owner.shard):
-            self._close_idle(idle)
+        for unused in self._pool.unused(owner.shard):
+            self._close_unused(unused)
         shared = [lanes[owner.shard] for lanes in self.sets.values() if not lanes.identity.own]
         attached = [each for each in shared if each.attached and not each.closed]
         for each in attached:
@@ -355,13 +355,13 @@ class Lanes:
         return lane
 
     def _make_room(self, shard: int) -> None:
-        """Close an idle leased lane of another identity."""
-        idle = self._pool.idle(shard)
-        if idle:
-            self._close_idle(idle[0])
+        """Close a leased lane of another identity that nobody has."""
+        unused = self._pool.unused(shard)
+        if unused:
+            self._close_unused(unused[0])
 
-    def _close_idle(self, lane: Lane) -> None:
-        """Close a clean lane: it leaves nothing behind at the node that would have to be killed."""
+    def _close_unused(self, lane: Lane) -> None:
+        """Close a lane that is clean, or all but so: it leaves nothing behind at the node that would have to be killed."""
         self._forget(lane, clean=True)
         self.plane.close_lane(lane)
 
@@ -371,7 +371,7 @@ class Lanes:
         while True:
             await trio.sleep(limit * PRUNE)
             for lane in self._pool.idle_before(trio.current_time() - limit):
-                self._close_idle(lane)
+                self._close_unused(lane)
             self._end_unused(limit)
 
     def release(self, lane: Lane, clean: bool) -> None:
@@ -399,8 +399,10 @@ class Lanes:
 
         def undone(frame: bytes) -> None:
             clean = not is_error(frame) or frame.startswith(b"-ERR DISCARD without MULTI")  # EXEC came before
-            self.release(lane, clean)
+            if self._pool.washed(lane) or not clean:
+                self.release(lane, clean)
 
+        self._pool.wash(lane)
         self.plane.submit(lane, DISCARD if begun else UNWATCH, undone, pinned=True)
 
     def _tidy(self, lane: Lane) -> None:

@@ -17,6 +17,8 @@ class Pool:
     def __init__(self, settings: LaneSettings) -> None:
         self._settings = settings
         self._idle: defaultdict[tuple[Identity, int], list[Lane]] = defaultdict(list)
+        self._washing: defaultdict[tuple[Identity, int], list[Lane]] = defaultdict(list)
+        """Nobody has them, but what makes them clean is not answered yet: what is put behind that finds them so."""
         self._open: defaultdict[int, int] = defaultdict(int)
         """By shard, idle ones included."""
         self._in_use: Counter[tuple[int, Use]] = Counter()
@@ -28,15 +30,18 @@ class Pool:
         return sum(self._open.values())
 
     def take(self, identity: Identity, shard: int, use: Use) -> Lane | None:
-        """An idle one; None: there is none, and one may be made.  Raises ``Busy`` when as many are in use as may be."""
+        """One that nobody has; None: there is none, and one may be made.
+
+        Raises ``Busy`` when as many are in use as may be.
+        """
         if self.used_up(shard, use):
             limit: int = getattr(self._settings, use.value)
             raise Busy(f"ERR all {limit} leased lanes of the shard are in use (lanes.{use.value}): try again")
-        idle = self._idle[identity, shard]
-        while idle:
-            lane = idle.pop()
-            if not lane.closed:
-                return self.taken(lane, use)
+        for free in self._idle[identity, shard], self._washing[identity, shard]:
+            while free:
+                lane = free.pop()
+                if not lane.closed:
+                    return self.taken(lane, use)
         return None
 
     def used_up(self, shard: int, use: Use) -> bool:
@@ -72,14 +77,28 @@ class Pool:
         owner.doubted = None  # it has answered
         self._idle[owner.identity, owner.shard].append(lane)
 
+    def wash(self, lane: Lane) -> None:
+        """Nobody has it any more, and it is being made clean."""
+        owner: Owner = lane.owner
+        self._not_in_use(owner)
+        self._washing[owner.identity, owner.shard].append(lane)
+
+    def washed(self, lane: Lane) -> bool:
+        """It is clean; False: somebody has it already."""
+        washing = self._washing[lane.owner.identity, lane.owner.shard]
+        if lane not in washing:
+            return False
+        washing.remove(lane)
+        return True
+
     def forget(self, lane: Lane) -> None:
         """It is lost, or about to be closed."""
         owner: Owner = lane.owner
         self._open[owner.shard] -= 1
         self._not_in_use(owner)
-        idle = self._idle[owner.identity, owner.shard]
-        if lane in idle:
-            idle.remove(lane)
+        for free in self._idle[owner.identity, owner.shard], self._washing[owner.identity, owner.shard]:
+            if lane in free:
+                free.remove(lane)
 
     def _not_in_use(self, owner: Owner) -> None:
         if owner.use is not None:
@@ -89,16 +108,22 @@ class Pool:
             owner.use = None
         owner.patience = 0.0
 
-    def is_idle(self, lane: Lane) -> bool:
-        return lane in self._idle[lane.owner.identity, lane.owner.shard]
+    def is_unused(self, lane: Lane) -> bool:
+        key = lane.owner.identity, lane.owner.shard
+        return lane in self._idle[key] or lane in self._washing[key]
 
-    def idle(self, shard: int, identity: Identity | None = None) -> list[Lane]:
-        """Those of a shard that nobody has, of one identity or of all."""
-        if identity is not None:
-            return list(self._idle[identity, shard])
-        return [lane for (_, index), idle in self._idle.items() if index == shard for lane in idle]
+    def unused(self, shard: int, identity: Identity | None = None) -> list[Lane]:
+        """Those of a shard that nobody has, of one identity or of all; clean ones first."""
+        return [
+            lane
+            for kind in (self._idle, self._washing)
+            for (who, index), free in kind.items()
+            if index == shard and identity in (None, who)
+            for lane in free
+        ]
 
     def idle_before(self, moment: float) -> list[Lane]:
         """Those that nobody has had since then."""
         self._idle = defaultdict(list, {key: idle for key, idle in self._idle.items() if idle})
+        self._washing = defaultdict(list, {key: free for key, free in self._washing.items() if free})
         return [lane for idle in self._idle.values() for lane in idle if lane.owner.idle_since < moment]

@@ -49,6 +49,19 @@ def test_all_that_have_it_are_told_however_few_were_asked_for(session: Wire) -> 
     assert session.call("WAITAOF", 0, 1, FOR_EVER) == pair(1, 2)
 
 
+def test_who_was_told_by_waitaof_is_told_by_wait_though_the_replicas_have_stopped(
+    session: Wire, nodes: list[Node]
+) -> None:
+    assert session.call("SET", "key", "value") == OK
+    assert session.call("WAITAOF", 1, 2, FOR_EVER) == pair(1, 2)
+    with nodes[1].stopped(), nodes[2].stopped():
+        assert session.call("WAIT", 1, FOR_EVER) == integer(2)
+        assert session.call("WAIT", 2, FOR_EVER) == integer(2)
+        assert session.call("WAIT", 3, SOON) == integer(2)
+        assert session.call("SET", "key", "another") == OK
+        assert session.call("WAIT", 1, SOON) == integer(0)
+
+
 def test_one_of_two_is_as_many_as_it_is(session: Wire, nodes: list[Node]) -> None:
     for stopped in nodes[1:]:
         with stopped.stopped():
