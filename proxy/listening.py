@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from proxy.control.siblings import Place
 from proxy.errors import UserError
 from proxy.settings import ListenSettings
 
@@ -28,3 +29,18 @@ def bound(listen: ListenSettings, bind: Callable[[socket.socket, Any], None]) ->
             "stop what uses it or choose another port (listen.port)"
         ) from None
     return listener
+
+
+def listening(listen: ListenSettings, place: Place) -> socket.socket:
+    """The port, where clients are listened for unless that is to come later.  Raises ``UserError``."""
+
+    def bind(listener: socket.socket, address: Any) -> None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not place.alone:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setblocking(False)
+        listener.bind(address)
+        if not place.late:
+            listener.listen(listen.backlog)
+
+    return bound(listen, bind)

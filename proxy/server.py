@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
 import os
 import platform
-import resource
 import socket
 import time
 from collections.abc import Sequence
@@ -16,14 +13,12 @@ from typing import Any
 import trio
 
 from proxy import __version__, codec, dataplane
-from proxy.acks.concern import Concern, Concerns, Rule
-from proxy.acks.incarnation import NO_SECOND_ID, Incarnation, Life, Stamp
+from proxy.acks.concern import Concerns
 from proxy.acks.primary import AckLane, Primary
 from proxy.acks.probe import Probes
 from proxy.acks.wait import Acks
 from proxy.acks.waiters import Run
 from proxy.codec import Limits as CodecLimits
-from proxy.configfile import read_password
 from proxy.control.acl import AclCommands
 from proxy.control.blocking import UNBLOCK, BlockingCommands
 from proxy.control.clients import ClientCommands
@@ -44,18 +39,20 @@ from proxy.control.siblings import ALONE, Place
 from proxy.control.stuck import NON_LOCAL, StuckScripts
 from proxy.control.tracking import TrackingCommands
 from proxy.control.waiting import WaitCommands
-from proxy.dataplane import Client, DataPlane, Lane, Limits, Lost, Request
-from proxy.listening import bound
+from proxy.dataplane import Client, DataPlane, Lane, Lost, Request
+from proxy.listening import listening
+from proxy.meaning import limits, password, rule, shared_key
+from proxy.news import News
 from proxy.observe.metrics import Metrics
 from proxy.observe.pulse import Pulse
 from proxy.observe.steps import StepFigures
 from proxy.observe.traces import Traces
-from proxy.peers import Peers, derive
+from proxy.peers import Peers
+from proxy.process import keep_freed_memory, raise_file_limit, spare_the_collector
 from proxy.readings import Readings
-from proxy.routing.slot_map import NO_SHARD, Node, Shard, SlotMap
 from proxy.sessions.clients import figures as client_figures
 from proxy.sessions.connection import Doorkeeper
-from proxy.settings import DurabilityRule, ProxySettings, split_address
+from proxy.settings import ProxySettings, split_address
 from proxy.switchover.procedure import Holds
 from proxy.switchover.switchovers import Report, Switchovers
 from proxy.topology.channels import Hub
@@ -72,18 +69,9 @@ TURNS = 8  # turns of the data plane per wake of its trio task, while there is s
 ACCEPT_AGAIN = 0.1  # seconds without accepting after the process ran out of descriptors
 SAY_AGAIN = 60.0  # seconds before it is said again that it has run out of them
 READY_LOOK = 0.02  # seconds between two looks whether every shard answers, while starting
-PRIVATE_LANES = 4  # descriptors kept for each session that may track keys: as many as the usual cluster has shards
-SPARE_FILES = 1024  # descriptors kept for other lanes, control connections, logs and the admin port
-COLLECTOR_THRESHOLDS = 10_000, 20, 50  # for the three generations: see the module gc
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-KEPT_MEMORY = 32 << 20  # bytes free at the end of the heap above which they are given back
-LARGE_VALUE = 4 << 20  # bytes in one piece that are given back at once
 SAMPLE_EVERY = 0.02
 """Seconds between two commands that are timed on a lane: enough for a histogram, too few to be felt."""
 IDLE_LOOK = 1.0  # seconds between two looks for idle clients
-OF_UNKNOWN_OUTCOME = Incarnation(Life("", "", "master", "", NO_SECOND_ID))
-"""Stands in a session's memory for a write that nobody can answer for any more."""
-OF_UNKNOWN_OUTCOME.ended = True
 
 
 class Server:
@@ -93,17 +81,18 @@ class Server:
         self.settings = settings
         self.place = place
         self.log = log
+        self.news = News(self)
         self.readings = Readings(self)
         self.metrics = Metrics(self.readings, codec=codec.IMPLEMENTATION, dataplane=dataplane.IMPLEMENTATION)
         self.pulse = Pulse(self.metrics, self.readings.shards_seen)
         self.address: tuple[str, int] = (settings.listen.host, settings.listen.port)
         self.started = time.time()
         timeouts = settings.timeouts
-        credentials = Credentials(settings.cluster.username, _password(settings.cluster.password_file))
+        credentials = Credentials(settings.cluster.username, password(settings.cluster.password_file))
         keepalive = int(settings.clients.tcp_keepalive)
         self.plane = DataPlane(
             self,
-            limits=_limits(settings),
+            limits=limits(settings),
             watched=(*WATCHED, *NOSCRIPT, NOT_FOUND, NON_LOCAL),
             keepalive=keepalive,
             client_ids=place.client_ids(),
@@ -116,10 +105,10 @@ class Server:
             [split_address(seed) for seed in settings.cluster.seeds],
             timeouts,
             credentials,
-            changed=self._map_changed,
-            lived=self._lived,
+            changed=self.news.map_changed,
+            lived=self.news.lived,
             restarted=lambda: self.router.vocabulary.refresh(),
-            recovered=self._recovered,
+            recovered=self.news.recovered,
             moving=lambda: self.redirects.unsettle(),
             amiss=lambda: not self.ready,
         )
@@ -135,7 +124,7 @@ class Server:
             distrust=self._distrust,
             restamp=lambda shard, tick, generation: self.lanes.restamp(shard, tick, generation),
             shards=self.cluster.serving,
-            ended=self._life_ended,
+            ended=self.news.life_ended,
             answers=self.cluster.answers,
             hint=self.cluster.hint,
             recorder=self.steps.of,
@@ -153,7 +142,7 @@ class Server:
             keeps_aof=self.cluster.keeps_aof,
             named=self.cluster.named,
         )
-        self.roster = Roster(self.cluster, settings.auth.heal_users, self._users_changed)
+        self.roster = Roster(self.cluster, settings.auth.heal_users, self.news.users_changed)
         self.logins = Logins(
             self.cluster,
             primaries=self.roster.primaries,
@@ -173,14 +162,15 @@ class Server:
             denied=lambda lane, frame: self.redirects.denied(lane, frame),
             expelled=lambda identity: self.router.expel(identity.user, identity),
             passwords=lambda identity: self.router.passwords(identity),
-            outdated=self._user_is_another,
+            outdated=self.news.user_is_another,
+            transacts=self.roster.may_transact,
         )
         self.redirects = Redirects(
             self.plane,
             self.cluster,
             self.lanes,
             timeouts,
-            lost_write=self._lost_write,
+            lost_write=self.news.lost_write,
             one_by_one=lambda on: self.router.vocabulary.one_by_one(on),
         )
         patience = timeouts.hold
@@ -191,21 +181,21 @@ class Server:
             settings.lanes.large_request,
             lambda user: self.concerns.of_user(user),
         )
-        doorkeeper = Doorkeeper(_password(settings.auth.password_file))
+        doorkeeper = Doorkeeper(password(settings.auth.password_file))
         self.permissions = Permissions(self.cluster, self.roster)
         holds = Holds(
-            hold=self._hold,
+            hold=self.news.hold,
             let_go=self.lanes.let_go,
             busy=self.lanes.busy,
             served=lambda shard: self.lanes.base[shard].attached,
         )
         self.switchovers = Switchovers(self.cluster, holds, self.metrics.observe_switchover, timeouts.hold)
-        self.admin_token = _password(settings.admin.token_file)
+        self.admin_token = password(settings.admin.token_file)
         connection = ConnectionCommands(sender, doorkeeper, self.logins, self.permissions)
         self.brake = connection.brake
         self.waits = WaitCommands(sender, self.acks, self.metrics.observe_wait)
         self.concerns = Concerns(
-            [_rule(rule) for rule in settings.durability],
+            [rule(each) for each in settings.durability],
             self.acks,
             self.waits.crowd,
             self.plane,
@@ -226,7 +216,7 @@ class Server:
         self.tracking = TrackingCommands(sender, self.sessions, settings.lanes.private_sessions, timeouts.connect)
         self.client_commands = ClientCommands(sender, connection.sessions, place)
         monitors = MonitorCommands(sender, lambda on: self.router.vocabulary.monitored(on))
-        self.peers = Peers(self.cluster, _shared_key(settings, place))
+        self.peers = Peers(self.cluster, shared_key(settings, place))
         self.pausing = Pausing(
             sender,
             self.permissions,
@@ -244,7 +234,7 @@ class Server:
             self.pubsub.handlers,
             monitors.handlers,
             connection.handlers,
-            AclCommands(sender, self.roster, settings.cluster.username, self._user_deleted).handlers,
+            AclCommands(sender, self.roster, settings.cluster.username, self.news.user_deleted).handlers,
             self.blocking.handlers,
             self.scripts.handlers,
             self.client_commands.handlers,
@@ -275,33 +265,21 @@ class Server:
     # -- running -------------------------------------------------------------------------------------
     async def run(self, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled.  Started when the port is bound; clients are accepted once the cluster is known."""
-        self._raise_file_limit()
-        _keep_freed_memory()
-        listener = _bound(self.settings, self.place)
+        raise_file_limit(self.settings, self.log.warning)
+        keep_freed_memory()
+        listener = listening(self.settings.listen, self.place)
         self.address = listener.getsockname()[:2]
         try:
             async with trio.open_nursery() as nursery:
-                for task in (self._turn, self.cluster.run, self.lanes.run, self.redirects.run, self.acks.run):
+                for task in (
+                    self._turn, self.cluster.run, self.lanes.run, self.redirects.run, self.acks.run,
+                    self.trust.run, self.roster.run, self.hub.run, self.pubsub.run, self.waits.crowd.run,
+                    self.blocking.run, self.libraries.run, self.probes.run, self.traces.run, self.concerns.run,
+                    self.switchovers.run, self.router.sender.run, self.router.run, self.pausing.run,
+                    self.peers.run, self.pulse.run, self._resume_accepting, self._close_idle,
+                ):
                     nursery.start_soon(task)
-                nursery.start_soon(self.trust.run)
-                nursery.start_soon(self.roster.run)
-                nursery.start_soon(self.hub.run)
-                nursery.start_soon(self.pubsub.run)
-                nursery.start_soon(self.waits.crowd.run)
-                nursery.start_soon(self.blocking.run)
-                nursery.start_soon(self.libraries.run)
-                nursery.start_soon(self.probes.run)
-                nursery.start_soon(self.traces.run)
-                nursery.start_soon(self.concerns.run)
-                nursery.start_soon(self.switchovers.run)
-                nursery.start_soon(self.router.sender.run)
-                nursery.start_soon(self.router.run)
-                nursery.start_soon(self.pausing.run)
-                nursery.start_soon(self.peers.run)
-                nursery.start_soon(self.pulse.run)
                 nursery.start_soon(self._begin_accepting, listener)
-                nursery.start_soon(self._resume_accepting)
-                nursery.start_soon(self._close_idle)
                 task_status.started(self)
         finally:
             self.trust.close()
@@ -309,19 +287,6 @@ class Server:
             self.permissions.close()
             self.plane.close()
             listener.close()
-
-    def _raise_file_limit(self) -> None:
-        """Have descriptors for ``maxclients``, and the lanes of those who block, where the system lets us."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        blocked = min(self.settings.lanes.blocked_per_shard, self.settings.clients.maxclients)
-        private = self.settings.lanes.private_sessions * PRIVATE_LANES
-        wanted = self.settings.clients.maxclients + blocked + private + SPARE_FILES
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-            if limit < wanted:
-                cure = f"raise the hard limit (ulimit -Hn) to {wanted} or lower clients.maxclients"
-                self.log.warning("fewer open files than maxclients needs", limit=limit, cure=cure)
 
     async def _turn(self) -> None:
         descriptor = self.plane.fileno()
@@ -348,7 +313,7 @@ class Server:
             if not len(self.router.table):
                 await trio.sleep(READY_LOOK)
         await self.peers.joined()  # a pause that runs holds new clients, too
-        _spare_the_collector()
+        spare_the_collector()
         if self.place.late:
             listener.listen(self.settings.listen.backlog)
         if not self.draining.begun:
@@ -397,80 +362,7 @@ class Server:
             and self.cluster.led()
         )
 
-    # -- what the cluster tells --------------------------------------------------------------------------
-    def _map_changed(self, old: SlotMap, new: SlotMap) -> None:
-        """Bring lanes, acks and routes in line with a new slot map, in that order."""
-        with self.plane.turn():
-            self.lanes.grow(new.next_index)
-            led_anew = False
-            for shard in new.shards:
-                self.metrics.know_shard(shard.id.decode())
-                led_anew |= self._shard_changed(old.shard(shard.index), shard)
-            for shard in old.shards:
-                if new.shard(shard.index) is None:
-                    self.lanes.retire(shard.index)
-                    self.acks.of(shard.index).owns(frozenset())
-            if old.shard_of_slot != new.shard_of_slot:
-                self.tracking.slots_moved()
-                self.plane.set_routes([-1 if index == NO_SHARD else index for index in new.shard_of_slot])
-            elif led_anew:
-                self.plane.fence_all()
-            else:
-                return
-            self.redirects.routes_changed()
-
-    def _shard_changed(self, old: Shard | None, new: Shard) -> bool:
-        """Whether the shard has another primary than before."""
-        self.acks.of(new.index).owns(frozenset(_range_text(first, last) for first, last in new.ranges))
-        if old is not None and _same_node(old.primary, new.primary):
-            return False
-        if new.primary is not None:
-            before = self.cluster.watch_of(old.primary) if old is not None and old.primary is not None else None
-            self.pulse.leads(new.id.decode(), new.primary, answered=before is not None and before.alive)
-        self.lanes.retire(new.index)
-        self.lanes.let_go(new.index)
-        self.acks.primary_changed(new.index, new.primary.node_id.decode() or None if new.primary is not None else None)
-        return True
-
-    def _hold(self, shard: int) -> None:
-        """Send a shard nothing more, until it is let go or has another primary."""
-        with self.plane.turn():
-            self.lanes.hold(shard)
-            self.plane.fence_all()
-            self.redirects.routes_changed()
-
-    def _life_ended(self) -> None:
-        """Lanes of a life that is over take nothing new, even where the slot map shows the same primary as before."""
-        self.cluster.hint()
-        if self.lanes.retire_ended():
-            self.plane.fence_all()
-            self.redirects.routes_changed()
-
-    def _user_deleted(self, user: str) -> None:
-        self.logins.forget(user)
-        self.router.expel(user)
-
-    def _user_is_another(self, lane: Lane, passwords: frozenset[bytes]) -> None:
-        """What those who logged in with these passwords have under way must not run as that one's."""
-        with self.plane.turn():
-            self.router.part_from(lane.owner.identity, passwords)
-            self.redirects.sift(lane)
-
-    def _users_changed(self) -> None:
-        self.router.users_changed()
-        self.pubsub.users_changed()
-
-    def _recovered(self, address: tuple[str, int]) -> None:
-        """A node answers again: what it leads need not wait for the next attempt, and its old lanes may be dead."""
-        self.redirects.doubts.doubt(self.cluster.nodes[address].node_id)
-        for shard in self.cluster.map.shards:
-            if shard.primary is not None and shard.primary.address == address:
-                self.lanes.wake(shard.index, anew=True)
-                self.acks.primary_changed(shard.index, shard.primary.node_id.decode())  # on new connections, at least
-
-    def _lived(self, life: Life) -> None:
-        self.acks.incarnations.observe(life)
-
+    # -- what acks ask ---------------------------------------------------------------------------------------
     async def _connect_primary(self, shard: int) -> ControlConnection:
         node = self.cluster.primary(shard)
         if node is None:
@@ -487,11 +379,6 @@ class Server:
         believed: Run[str] = Run()
         believed.finish(None)
         return believed
-
-    def _lost_write(self, client: Client, lane: Lane) -> None:
-        """Whether the write ran is not known: no later WAIT of the session may count it."""
-        shard: int = lane.owner.shard
-        client.writes[shard] = [Stamp(OF_UNKNOWN_OUTCOME, 0, 0)] * 2
 
     # -- what the data plane tells (dataplane.Control) -------------------------------------------------------
     def opened(self, client: Client) -> None:
@@ -605,86 +492,3 @@ class Server:
             "stats": self.hub.figures(),
             "replication": {"role": "master", "connected_slaves": 0},
         }
-
-
-def _spare_the_collector() -> None:
-    """What a command makes is gone with its reply, without a cycle: the search for cycles need not look at what stands
-    from the start, nor look often.  Measured: with many who wait it took a tenth of the CPU, and halted all for tens of
-    milliseconds.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECTOR_THRESHOLDS)
-
-
-def _keep_freed_memory() -> None:
-    """Let freed memory lie ready for the next value instead of going back to the kernel with each (mallopt(3)).
-
-    Without it every larger value costs the page faults of fresh memory: measured, a twelfth of the CPU for values of
-    64 KB. Where the C library has no such options it is left as it is.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
-        mallopt(M_MMAP_THRESHOLD, LARGE_VALUE)
-
-
-def _bound(settings: ProxySettings, place: Place) -> socket.socket:
-    """The port, where clients are listened for unless that is to come later.  Raises ``UserError``."""
-
-    def bind(listener: socket.socket, address: Any) -> None:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if not place.alone:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.setblocking(False)
-        listener.bind(address)
-        if not place.late:
-            listener.listen(settings.listen.backlog)
-
-    return bound(settings.listen, bind)
-
-
-def _password(file: str | None) -> str | None:
-    return read_password(file) if file is not None else None
-
-
-def _shared_key(settings: ProxySettings, place: Place) -> bytes | None:
-    """What proxies in front of one cluster have in common and nobody else; None: nothing."""
-    file = settings.peers.secret_file
-    if file is not None:
-        return derive(read_password(file, "peers.secret_file"))
-    secret = _password(settings.cluster.password_file) or place.secret
-    return derive(secret) if secret is not None else None
-
-
-def _limits(settings: ProxySettings) -> Limits:
-    clients, lanes = settings.clients, settings.lanes
-    return Limits(
-        maxclients=clients.maxclients,
-        query=clients.query_limit,
-        outstanding_commands=clients.outstanding_commands,
-        outstanding_bytes=clients.outstanding_bytes,
-        output=clients.output_limit,
-        pushed=clients.pubsub_output_limit,
-        pushed_soft=clients.pubsub_output_soft_limit,
-        pushed_seconds=clients.pubsub_output_soft_seconds,
-        held_commands=lanes.held_commands,
-        held_bytes=lanes.held_bytes,
-    )
-
-
-def _rule(rule: DurabilityRule) -> Rule:
-    concern = Concern(rule.replicas, rule.fsync, rule.timeout, rule.on_timeout)
-    return Rule(concern, rule.user, rule.prefix.encode() if rule.prefix is not None else None)
-
-
-def _range_text(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
-
-
-def _same_node(one: Node | None, other: Node | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    if one.address != other.address:
-        return False
-    return one.node_id == other.node_id or not one.node_id or not other.node_id

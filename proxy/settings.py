@@ -149,6 +149,7 @@ class LaneSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
       Default 0.05.
     - ``reconnect_max``: most seconds between two attempts. Default 2.
     - ``held_bytes``: bytes of requests held for one shard, all its clients, while it has no primary. Default 256mb.
+      When twice as many are under way to all shards, nobody is read who waits for a reply.
     - ``held_commands``: commands held for one shard, all its clients together. Default 100000.
     """
 

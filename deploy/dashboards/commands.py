@@ -60,7 +60,7 @@ PAGE = Page(
                 Panel(
                     "Errors by kind",
                     "By the first word of the answer.",
-                    (Query(errors_by_kind(COMMAND), "{{error}}"),),
+                    (Query(errors_by_kind("ackgate_command_errors_total", COMMAND), "{{error}}"),),
                     unit="ops",
                     stacked=True,
                 ),

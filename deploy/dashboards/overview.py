@@ -17,7 +17,7 @@ from deploy.dashboards.words import (
 )
 
 ALERTS = 'ALERTS{alertname=~"Ackgate.*",alertstate="firing",severity!="info"}'
-ERRORS = f"{rate('ackgate_command_errors_total')} / {rate('ackgate_command_calls_total')}"
+ERRORS = f"{rate('ackgate_errors_total')} / {rate('ackgate_commands_total')}"
 
 
 def _now(
@@ -112,7 +112,7 @@ PAGE = Page(
                 Panel(
                     "Errors by kind",
                     "Commands answered by an error, by its first word.",
-                    (Query(errors_by_kind(), "{{error}}"),),
+                    (Query(errors_by_kind("ackgate_errors_total"), "{{error}}"),),
                     unit="ops",
                     stacked=True,
                 ),

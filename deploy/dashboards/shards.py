@@ -333,7 +333,7 @@ PAGE = Page(
                 ),
                 _by_node(
                     "Age of the snapshot",
-                    "Since the last one that went well.",
+                    "Since the last one that went well, or since the node started.",
                     f"time() - {worst('ackgate_node_rdb_last_save_timestamp_seconds', SHARD, 'node')}",
                     "s",
                 ),

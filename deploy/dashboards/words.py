@@ -74,10 +74,10 @@ def both(name: str, labels: str = PROXY, by: str = "", legend: str = "") -> tupl
     )
 
 
-def errors_by_kind(labels: str = PROXY) -> str:
-    """Commands answered by an error, by its first word: a series is there once there was one, ``none`` until then."""
+def errors_by_kind(name: str, labels: str = PROXY) -> str:
+    """Commands answered by an error, by its first word: those that there are, ``none`` where there is none."""
     none = 'label_replace(vector(0), "error", "none", "", "")'
-    return f"{rate('ackgate_command_errors_total', labels, 'error')} or on() {none}"
+    return f"{rate(name, labels, 'error')} > 0 or on() {none}"
 
 
 def _by(by: str) -> str:

@@ -93,7 +93,7 @@ class Member:
         self.count = ALL
         """WAIT: the least of the shards so far."""
         self.proved: dict[int, tuple[float, int]] = {}
-        """WAIT, of writes to several shards: when each was last seen to have enough, and the offset asked for."""
+        """WAIT: when shards with writes were seen to have enough while another was waited for, and the offset."""
         self.counts: dict[int, Counts] = {}
         """WAITAOF: what each shard has."""
         self.ready = False

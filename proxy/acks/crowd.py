@@ -189,7 +189,7 @@ class Crowd:
                 return
             if threshold is not None:
                 question.memory.thresholds[shard] = stamps[1], threshold
-            if len(question.writer.writes) > 1:
+            if member.pending or member.proved:
                 member.proved[shard] = seen.came, seen.offset if threshold is None else threshold
         if member.expired < math.inf and isinstance(awaited, Cohort):
             awaited.leave(member)

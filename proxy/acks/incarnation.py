@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Life(NamedTuple):
 class Incarnation:
     """One life of a primary.  Compared by identity; ``ended`` never goes back to False."""
 
-    __slots__ = ("ended", "heir", "node_id", "replid", "run_id", "unsettled")
+    __slots__ = ("_attached", "ended", "heir", "keeps_aof", "left", "node_id", "replid", "run_id", "unsettled")
 
     def __init__(self, life: Life) -> None:
         self.node_id = life.node_id
@@ -53,6 +54,17 @@ class Incarnation:
         """It has ended, and whether another carried everything on is not known yet."""
         self.heir: Incarnation | None = None
         """The life that provably has every write which this one took."""
+        self.left = 0
+        """How many replicas have left it, as far as that was seen."""
+        self.keeps_aof = True
+        """So it said last, if it was asked."""
+        self._attached: list[tuple[bytes, bytes]] = []
+
+    def attached(self, replicas: list[tuple[bytes, bytes]]) -> None:
+        """Take in (host, port) of the replicas that are online."""
+        if replicas != self._attached:
+            self.left += (Counter(self._attached) - Counter(replicas)).total()
+            self._attached = replicas
 
     @property
     def present(self) -> Incarnation:

@@ -130,6 +130,8 @@ class Reader:
             raise Demoted("the node is not a primary any more")
         replicas: list[tuple[bytes, bytes, bytes]] = _REPLICA.findall(frame)
         self._primary.replicas = replicas
+        self._incarnation.attached([replica[:2] for replica in replicas])
+        self._incarnation.keeps_aof = self._primary.keeps_aof
         offset = _OFFSET.search(frame)
         return int(offset[1]) if offset is not None else 0, [int(replica[2]) for replica in replicas]
 

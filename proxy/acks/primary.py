@@ -95,6 +95,8 @@ class Primary:
         """For markers."""
         self.replicas: list[tuple[bytes, bytes, bytes]] = []
         """As the last look showed them: host, port and offset acknowledged."""
+        self.keeps_aof = True
+        """By its settings, when they were read last."""
         self._kicker = kicker
         self._free = encode_request([b"CLIENT", b"UNBLOCK", b"%d" % kicker_id])
 

@@ -43,13 +43,19 @@ class Writer(Protocol):
 
 
 class Memory:
-    """What a session was told before: a second WAIT keeps its threshold, a second WAITAOF its answer."""
+    """What a session was told before: a second WAIT keeps its threshold, a second WAITAOF its answer.
+
+    The engine forgets what a replica acknowledged when that leaves, and which of them it was that had fsynced something
+    it does not tell.  So each one that has left since counts as if it had been one of those.  Nor does it count its own
+    disk while it keeps no AOF.
+    """
 
     __slots__ = ("fsynced", "thresholds")
 
     def __init__(self) -> None:
         self.thresholds: dict[int, tuple[Stamp, int]] = {}
-        self.fsynced: dict[int, tuple[Stamp, Counts]] = {}
+        self.fsynced: dict[int, tuple[Stamp, Counts, int]] = {}
+        """The last one is how many replicas had left by then."""
 
 
 def least(counts: Iterable[Counts]) -> Counts:
@@ -95,6 +101,11 @@ class Question:
         patience = min(asked.timeout or math.inf, PROOF if self.at_once else math.inf)
         self.deadline = trio.current_time() + patience
         self._reading: trio.CancelScope | None = None
+        self._sampled: dict[int, int | None] = {}
+        """The offsets that every shard was last asked for."""
+        writes = writer.writes.items() if asked.fsync else ()
+        self._left = {shard: last.incarnation.left for shard, (_, last) in writes}
+        """How many replicas had left each shard before anything was counted."""
 
     def shards(self) -> Sequence[int]:
         """Who is asked."""
@@ -151,6 +162,8 @@ class Question:
                 if verdict.moving or verdict.generation != self.writer.writes[shard][0].generation:
                     self.everywhere = True
                     return None
+                if self._holds_no_more(shard):
+                    return None
         self._remember(counts)
         return list(counts.values())
 
@@ -181,6 +194,8 @@ class Question:
         if not all(self._same_life(shard, before[shard]) for shard in before.keys() & self.writer.writes.keys()):
             return None
         ticks = {shard: self.acks.of(shard).tick for shard in shards}
+        lives = ((shard, verdict.incarnation) for shard, verdict in before.items())
+        self._left = {shard: life.left for shard, life in lives if life is not None}
         counts = await self._read(shards, everywhere=True)
         moving = any(verdict.moving for verdict in before.values())
         if moving:
@@ -204,6 +219,7 @@ class Question:
                 return None
         if not any(verdict.moving for verdict in (*before.values(), *after.values())) and len(before) == len(shards):
             self._spread(before, ticks)
+            self._remember_asked({shard: each for shard, each in counts.items() if each != NOTHING})
         return list(counts.values())
 
     def _spread(self, verdicts: dict[int, Verdict], ticks: dict[int, int]) -> None:
@@ -248,6 +264,7 @@ class Question:
                     self.memory.thresholds[shard] = (self.writer.writes[shard][1], waiter.threshold)
         counts = {shard: (waiter.local, waiter.count) for shard, waiter in waiters.items()}
         if everywhere:
+            self._sampled = {shard: waiter.threshold for shard, waiter in waiters.items()}
             return counts
         told = {shard: self.told(shard) for shard in counts}
         if not self.asked.fsync:  # who has fsynced it has it
@@ -293,9 +310,18 @@ class Question:
         if known is None:
             return NOTHING
         stamps = self.writer.writes.get(shard)
-        if stamps is None or known[0] != stamps[1]:
+        stamp, (local, replicas), left = known
+        if stamps is None or stamp != stamps[1] or stamp.incarnation.heir is not None:  # an heir's disk is another one
             return NOTHING
-        return known[1] if known[0].incarnation.heir is None else NOTHING  # an heir's disk is another one
+        return local * stamp.incarnation.keeps_aof, max(0, replicas - (stamp.incarnation.left - left))
+
+    def _holds_no_more(self, shard: int) -> bool:
+        """Whether what was told before is less by now, as what was read behind the counts shows."""
+        known, told = self.memory.fsynced.get(shard), self.told(shard)
+        if known is None or known[0] != self.writer.writes[shard][1] or known[1] == told:
+            return False
+        self.memory.fsynced[shard] = known[0], told, known[0].incarnation.left
+        return True
 
     def threshold(self, shard: int, stamps: list[Stamp] | None) -> int | None:
         """The offset this session waits for; 0 where it wrote nothing, None where one has to be sampled."""
@@ -337,5 +363,13 @@ class Question:
     def _remember(self, counts: dict[int, Counts]) -> None:
         if self.asked.fsync:
             for shard, (local, replicas) in counts.items():
-                if shard in self.writer.writes:
-                    self.memory.fsynced[shard] = (self.writer.writes[shard][1], (local, replicas))
+                if shard in self.writer.writes and shard in self._left:
+                    self.memory.fsynced[shard] = (self.writer.writes[shard][1], (local, replicas), self._left[shard])
+
+    def _remember_asked(self, counts: dict[int, Counts]) -> None:
+        """The same, where every shard was asked for all it had."""
+        self._remember(counts)
+        for shard in counts:
+            threshold = self._sampled.get(shard)
+            if threshold is not None:
+                self.memory.thresholds[shard] = (self.writer.writes[shard][1], threshold)

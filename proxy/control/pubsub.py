@@ -133,15 +133,11 @@ class PubSubCommands:
 
     # -- subscriptions -----------------------------------------------------------------------------
     def _subscribe(self, call: Call) -> Step | None:
-        """Answer at once where all of it is subscribed already; what is to be awaited where not."""
         kind = SUBSCRIBE[call.command.name]
         held = call.session.subscriptions.total if call.session.subscriptions is not None else 0
         if held + len(call.args) - 1 > self._most:
             text = f"ERR a client may have {self._most} subscriptions at most (clients.subscriptions)"
             self.sender.answer(call.request, error(text))
-            return None
-        if all(self.hub.is_live(kind, name) for name in call.args[1:]):
-            self._subscribed(call, kind)
             return None
         return self._make(call, kind)
 

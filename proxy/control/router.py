@@ -118,6 +118,9 @@ class Router:
         """The rules of some user are others than before."""
         self.permissions.forget()
         self.vocabulary.users_changed()
+        for session in self.connection.sessions.values():
+            if session.transaction is not None:
+                session.transaction.doubted = True
 
     def passwords(self, identity: Identity) -> set[bytes]:
         """With which the sessions that travel as this identity logged in."""
@@ -301,6 +304,9 @@ class Router:
     async def _check(self, call: Call, asked: Sequence[bytes]) -> None:
         """What reaches no shard as it came is not begun before the engine says that this user may."""
         refusal = await self.permissions.refusal(call.session, asked, call.command)
+        transaction = call.session.transaction
+        if refusal is None and call.command.name == b"exec" and transaction is not None and transaction.yet_to_begin:
+            refusal = await self.permissions.refusal(call.session, [b"MULTI"])
         if refusal is None:
             step = self._proceed(call)
             if step is not None:
@@ -308,8 +314,8 @@ class Router:
         elif call.command.name == b"exec":
             # Even refused, EXEC ends the transaction, and says so (multi.c: execCommandAbort).
             text = error(b"EXECABORT Transaction discarded because of: " + refusal[1:-2])
-            if call.session.transaction is not None:
-                call.session.transaction.abort(call.request, text)
+            if transaction is not None:
+                transaction.abort(call.request, text)
             else:
                 self.sender.answer(call.request, text)
         else:

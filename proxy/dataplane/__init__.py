@@ -24,7 +24,7 @@ from proxy.dataplane.contract import BARRIER, READONLY, WRITE, Control, Handed, 
 from proxy.dataplane.lane import Lane
 from proxy.dataplane.plane import DataPlane
 from proxy.dataplane.requests import Hold, Request, Sample, Submitted
-from proxy.dataplane.tally import BOUNDS, WIDTHS, Row, Tally, Widths
+from proxy.dataplane.tally import BOUNDS, ERRORS, OTHER, WIDTHS, Row, Tally, Widths
 
 IMPLEMENTATION = "python" if str(_client.__file__).endswith(".py") else "cython"
 """The form in which the data plane runs, "cython" or "python"."""
@@ -32,7 +32,9 @@ IMPLEMENTATION = "python" if str(_client.__file__).endswith(".py") else "cython"
 __all__ = [
     "BARRIER",
     "BOUNDS",
+    "ERRORS",
     "IMPLEMENTATION",
+    "OTHER",
     "READONLY",
     "WIDTHS",
     "WRITE",

@@ -50,9 +50,11 @@ cdef class Plane:
     cdef public list errands
     cdef public double sample_every
     cdef public double now
+    cdef public Py_ssize_t pending_bytes
     cdef public Py_ssize_t max_query
     cdef public Py_ssize_t max_commands
     cdef public Py_ssize_t max_bytes
+    cdef public Py_ssize_t max_total
     cdef public Py_ssize_t max_output
     cdef public Py_ssize_t max_pushed
     cdef public Py_ssize_t soft_pushed

@@ -93,10 +93,13 @@ class Plane:
         self.max_query = min(limits.query, sys.maxsize)
         self.max_commands = min(limits.outstanding_commands, sys.maxsize)
         self.max_bytes = min(limits.outstanding_bytes, sys.maxsize)
+        self.max_total = min(limits.outstanding_total, sys.maxsize)
         self.max_output = min(limits.output, sys.maxsize)
         self.max_pushed = min(limits.pushed, sys.maxsize)
         self.soft_pushed = min(limits.pushed_soft, sys.maxsize)
         self.soft_seconds = limits.pushed_seconds
+        self.pending_bytes = 0
+        """Of requests without a reply, all clients together."""
         self.watched = watched
         self.counters = Counters()
         self.traffic: dict[int, Traffic] = {}

@@ -222,6 +222,7 @@ class Client(Party):
             if not commands:
                 return
             self.pending_bytes += consumed
+            self.plane.pending_bytes += consumed
             self._dispatch(commands)
 
     def _complete(self, commands: list[tuple[int, int, bytes]]) -> int:
@@ -260,6 +261,8 @@ class Client(Party):
 
     def _full(self) -> bool:
         plane = self.plane
+        if self.pending_bytes and plane.pending_bytes >= plane.max_total:
+            return True
         kept = self.pending_bytes + self.kept_bytes
         return self.pending >= plane.max_commands or kept >= plane.max_bytes or self.out_bytes >= SLOW
 
@@ -369,6 +372,7 @@ class Client(Party):
         if self.sample is not None and self._unsent is None:
             self._sample_relayed(self.sample)
         if self.pending == 0:
+            self.plane.pending_bytes -= self.pending_bytes
             self.pending_bytes = 0
             self._fenced = False
             if self._draining:
@@ -603,6 +607,8 @@ class Client(Party):
         else:
             plane.discard(self.sock)
         self.batches.clear()
+        plane.pending_bytes -= self.pending_bytes
+        self.pending_bytes = 0
         self.out = []
         self._late = None
         self._chunks = []

@@ -58,6 +58,8 @@ class Limits(NamedTuple):
     outstanding_commands: int = 10_000
     """Commands of one client without a reply; above it the client is not read."""
     outstanding_bytes: int = 64 << 20
+    outstanding_total: int = 512 << 20
+    """Bytes of all clients' requests without a reply; above it nobody is read who waits for one."""
     output: int = 256 << 20
     """Replies buffered for a client that does not read; above it the client is closed."""
     pushed: int = 32 << 20

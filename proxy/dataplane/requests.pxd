@@ -67,6 +67,7 @@ cdef class Request:
 
     cpdef answer(self, bytes frame)
     cpdef kept(self)
+    cpdef bint did_nothing(self, bytes frame)
     cpdef Py_ssize_t deliver(self, list frames, Py_ssize_t at, object lane) except -1
 
 

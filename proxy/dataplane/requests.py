@@ -21,6 +21,7 @@ Splitter = Callable[[bytes], "Taken | None"]
 """Takes a raw request apart; None: it is not for the data plane to split (control deals with it)."""
 
 MINUS = 0x2D  # b"-"
+NULLS = (b"*-1\r\n", b"_\r\n")
 SENT = b""  # stands in a batch for a reply that was passed on, so that its bytes are not kept
 
 
@@ -206,6 +207,10 @@ class Request:
     def kept(self) -> None:
         """Its reply is in, and kept back until the write is acknowledged."""
 
+    def did_nothing(self, frame: bytes) -> bool:
+        """Whether it provably wrote nothing, by its reply: there is nothing to be acknowledged."""
+        return False
+
     # -- as an entry of a lane's queue -------------------------------------------------------
     def deliver(self, frames: list[bytes], at: int, lane: Lane) -> int:
         """Take ``frames[at]``; the index behind what was taken is returned."""
@@ -217,7 +222,7 @@ class Request:
         if self.write and client is not None:
             client.wrote(lane)
             concern = self.concern if self.concern >= 0 else client.concern_of(self.raw)
-            if concern:
+            if concern and not self.did_nothing(frame):
                 lane.hold(concern).add(self, 0, frame)
                 lane.plane.tell(client, self.kept)
                 return at + 1
@@ -278,6 +283,11 @@ class Submitted(Request):
     def kept(self) -> None:
         if self.on_kept is not None:
             self.on_kept()
+
+    def did_nothing(self, frame: bytes) -> bool:
+        # EXEC finds that what was watched has changed, a blocking command that its time is up.  Who keeps a lane until
+        # its reply is in is one of these; a null of others may be of a write (SET with GET, scripts).
+        return self.on_kept is not None and frame in NULLS
 
 
 class Run:

@@ -18,6 +18,8 @@ cdef class Tally:
     cdef public int highest
     cdef public list rows
 
+    @cython.locals(gone=Row, nameless=Row, at=cython.int)
+    cpdef forget(self, int command_id)
     cpdef Row row(self, int command_id)
     @cython.locals(at=cython.int, last=cython.int)
     cpdef int bucket(self, double seconds)

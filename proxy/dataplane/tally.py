@@ -69,8 +69,14 @@ class Tally:
             self.rows.append(Row())
 
     def forget(self, command_id: int) -> None:
-        """The id means another command from now on."""
+        """The id means another command from now on; what was counted is what has no name, so that no sum goes back."""
+        gone, nameless = self.rows[command_id], self.rows[0]
         self.rows[command_id] = Row()
+        for at in range(BUCKETS):
+            nameless.counts[at] += gone.counts[at]
+        nameless.seconds += gone.seconds
+        for word, count in gone.errors.items():
+            nameless.errors[word] = nameless.errors.get(word, 0) + count
 
     def row(self, command_id: int) -> Row:
         """Where a command is counted."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 
-from proxy.dataplane import Row, Tally, Widths
+from proxy.dataplane import ERRORS, OTHER, Row, Tally, Widths
 from proxy.observe.figures import CommandFigures, Timed
 
 UNKNOWN = "unknown"
@@ -18,12 +18,14 @@ def command_figures(
     tally: Tally | None, at_shard: Tally, split_parts: Widths, fanout_shards: Widths, name: Name
 ) -> CommandFigures:
     """``tally`` None: nothing was counted."""
+    errors = _errors(tally, name) if tally is not None else {}
     return CommandFigures(
         _times(tally, name) if tally is not None else {},
         _times(at_shard, name),
-        _errors(tally, name) if tally is not None else {},
+        errors,
         Timed(split_parts.counts, split_parts.total),
         Timed(fanout_shards.counts, fanout_shards.total),
+        _kinds(errors) if tally is not None else {},
     )
 
 
@@ -49,4 +51,12 @@ def _errors(tally: Tally, name: Name) -> dict[tuple[str, str], int]:
         for word, count in row.errors.items():
             key = label, word.decode()
             found[key] = found.get(key, 0) + count
+    return found
+
+
+def _kinds(errors: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    # Present from the start at 0: a rate over a series that appears later misses its first events.
+    found = {word.decode(): 0 for word in sorted(ERRORS | {OTHER})}
+    for (_, word), count in errors.items():
+        found[word] += count
     return found

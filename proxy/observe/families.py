@@ -122,6 +122,12 @@ ERRORS: Final = Family(
     "scripts may return. Errors within the reply to EXEC are not counted.",
     labels=("command", "error"),
 )
+KINDS: Final = Family(
+    "errors",
+    "counter",
+    "Commands answered by an error, all commands together, by its first word; each is there from the start.",
+    labels=("error",),
+)
 SECONDS: Final = _histogram(
     "command_seconds",
     "Time at the proxy, of every command: from the turn that read it from the client to the turn that had its reply. "
@@ -142,6 +148,7 @@ COMMANDS: Final = (
     _counter("refused_commands", "Commands refused: dangerous, or not supported yet.", "refused"),
     CALLS,
     ERRORS,
+    KINDS,
     SECONDS,
     SHARD_SECONDS,
 )
@@ -199,7 +206,7 @@ HOLDS: Final = (
     _gauge("paused_seconds", "For how long clients have been paused now; 0: they are not.", together="max"),
     _gauge("parked_commands", "Commands that wait for the end of a pause now.", "parked"),
     _counter("pauses", "Times clients were paused, by this proxy or another.", together="max"),
-    _gauge("peers", "Other proxies in front of the cluster that are heard now.", together="max"),
+    _gauge("peers", "Other proxies, and workers, in front of the cluster that are heard now.", together="max"),
     _counter(
         "peer_messages_refused",
         "Messages on the proxies' channel that were not sealed with our secret, or not in time.",
@@ -242,16 +249,18 @@ LANES: Final = (
     _gauge("identities", "Combinations of user, database and protocol that have lanes now."),
     _counter("lane_connects", "Connections to shards made."),
     _counter("lane_losses", "Connections to shards lost."),
-    _counter("lanes_received_bytes", "Bytes received from all shards.", "shard_bytes_in"),
-    _counter("lanes_sent_bytes", "Bytes sent to all shards.", "shard_bytes_out"),
+    _counter(
+        "lanes_received_bytes", "Bytes received from all shards, with what acknowledgments take.", "shard_bytes_in"
+    ),
+    _counter("lanes_sent_bytes", "Bytes sent to all shards, with what acknowledgments take.", "shard_bytes_out"),
     _of_shard("lanes_open", "gauge", "Connections to the shard now.", "lanes_open"),
     _of_shard("lane_connects", "counter", "Connections to the shard made.", "lane_connects"),
     _of_shard("lane_losses", "counter", "Connections to the shard lost.", "lane_losses"),
     _of_shard("outstanding_commands", "gauge", "Runs of commands at the shard, not answered yet.", "outstanding"),
     _of_shard("oldest_command_seconds", "gauge", "Age of the oldest unanswered command.", "oldest_seconds", "max"),
     _of_shard("queued_bytes", "gauge", "Bytes for the shard that the kernel has not taken yet.", "queued_bytes"),
-    _of_shard("received_bytes", "counter", "Bytes received from the shard.", "bytes_in"),
-    _of_shard("sent_bytes", "counter", "Bytes sent to the shard.", "bytes_out"),
+    _of_shard("received_bytes", "counter", "Bytes received from the shard for clients.", "bytes_in"),
+    _of_shard("sent_bytes", "counter", "Bytes sent to the shard for clients.", "bytes_out"),
 )
 
 # ---- acknowledgments -----------------------------------------------------------------------------------------------
@@ -372,7 +381,9 @@ NODES: Final = (
     _counted_by_node("aof_delayed_fsyncs", "Times a write had to wait for an fsync (everysec).", "aof_delayed"),
     _of_node("rdb_save_ok", "0 when its last snapshot failed.", "rdb_ok", "min"),
     _of_node("rdb_saving", "1 while it saves a snapshot.", "rdb_saving"),
-    _of_node("rdb_last_save_timestamp_seconds", "When it last saved a snapshot, in Unix time.", "rdb_saved_at"),
+    _of_node(
+        "rdb_last_save_timestamp_seconds", "When it last saved a snapshot, or started, in Unix time.", "rdb_saved_at"
+    ),
     _of_node("rdb_changes_since_save", "Changes since then.", "rdb_changes"),
 )
 

@@ -7,6 +7,7 @@ What lives here: which figures there are, and of what.  What each of them means 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypedDict
 
 
@@ -167,6 +168,8 @@ class CommandFigures(NamedTuple):
     """(command, the error's first word)."""
     split_parts: Timed
     fanout_shards: Timed
+    kinds: Mapping[str, int] = MappingProxyType({})
+    """All errors by their first word, each that there can be; none where nothing is counted."""
 
 
 NO_COMMANDS = CommandFigures({}, {}, {}, Timed((), 0), Timed((), 0))

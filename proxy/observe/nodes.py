@@ -45,17 +45,22 @@ _STATUS = {
 
 
 def node_figures(watch: NodeWatch, shard: str) -> NodeFigures:
-    """What is known of a node of the shard with the id ``shard``; of one that has never answered, that it does not."""
+    """What is known of a node of the shard with the id ``shard``.
+
+    Of one that does not answer, that, and what it was last: how busy or large it was then would look like the present.
+    """
     info, usage = watch.info, watch.usage
     found: NodeFigures = {"shard": shard, "node": format_address(watch.host, watch.port), "up": int(watch.alive)}
     if not info:
         return found
+    found["primary"] = int(info.get("role") == "master")
+    found["offset"] = watch.offset
+    if not watch.alive:
+        return found
     numbers = {**_numbers(_PRESENT, info), **_numbers(_USAGE, usage)}
     numbers |= {key: int(info[field] == "ok") for key, field in _STATUS.items() if field in info}
     found.update(numbers)  # type: ignore[typeddict-item]
-    found["primary"] = int(info.get("role") == "master")
     found["loading"] = int(watch.loading)
-    found["offset"] = watch.offset
     found["keys"] = watch.keys
     if "master_link_status" in info:
         found["link_up"] = int(info["master_link_status"] == "up")

@@ -16,13 +16,15 @@ Served by the admin port under `/metrics`, in the text format of Prometheus or a
 This page is made from the code (`make metrics-page`); a test holds it against what a proxy serves.
 
 - Counters rise only; their names end in `_total`. Histograms have `_bucket`, `_sum` and `_count`.
+  Some of both have `_created` besides: since when they are counted.
 - `shard` is a shard's id, `node` and `replica` are addresses, `command` is the engine's own name for it (`get`,
   `config|get`), `unknown` for all that it has none for. No label carries a key, a value, a user's name or a password.
 - With several workers, one scrape tells of all of them. "together" says how: the **sum** of what each has for itself,
   the **max** or **min** of what all are told of the same thing, which one hears of sooner than another. What a worker
   that is gone had counted stays in the sums.
 - What is said of shards and nodes is what the proxy's own probes saw last (`timeouts.probe_interval`; memory, clients
-  and traffic of nodes are up to 5 s old): a scrape asks no node.
+  and traffic of nodes are up to 5 s old): a scrape asks no node. Of a node that does not answer there are `up`,
+  `primary` and its last offset alone.
 """
 _GROUP_NOTES = {
     "Commands": "A command's series are there once it was used. Without `admin.command_metrics` nothing is counted by "

@@ -129,8 +129,12 @@ def _of_commands(commands: CommandFigures) -> Iterator[Metric]:
         calls.add_metric((command,), sum(timed.counts))
     for labels, count in commands.errors.items():
         errors.add_metric(labels, count)
+    kinds = empty(families.KINDS)
+    for kind, count in commands.kinds.items():
+        kinds.add_metric((kind,), count)
     yield calls
     yield errors
+    yield kinds
     yield _histogram(families.SECONDS, {(command,): timed for command, timed in commands.answered.items()})
     yield _histogram(families.SHARD_SECONDS, {(command,): timed for command, timed in commands.at_shard.items()})
     yield _histogram(families.SPLIT_PARTS, {(): commands.split_parts})

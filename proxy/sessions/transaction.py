@@ -3,7 +3,7 @@
 MULTI is answered here and the lane leased when the first key shows which shard it is for; from then on the
 engine itself queues, refuses and executes.  Should the slot move before EXEC, the queued commands are
 played again on the new owner, since nothing of them has run; with keys being watched that cannot be done
-without breaking the watch, and the transaction is aborted in the engine's words.
+without breaking the watch, so that these count as changed: EXEC answers null, and the client tries again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import trio
 
 from proxy.codec import encode_request
-from proxy.codec.reply import OK, QUEUED, error, is_error
+from proxy.codec.reply import OK, QUEUED, error, is_error, null_array
 from proxy.dataplane import DataPlane, Lane, Request
 from proxy.routing import Command
 from proxy.sessions.queued import Extra, Queued
@@ -32,7 +32,6 @@ ASKING = encode_request([b"ASKING"])
 NOT_HERE = (b"-MOVED ", b"-ASK ", b"-TRYAGAIN ", b"-CLUSTERDOWN ", b"-LOADING ", b"-READONLY ")
 ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
 LOST = b"-EXECABORT Transaction discarded because of: the connection to the shard was lost before EXEC\r\n"
-MOVED_WATCH = b"-EXECABORT Transaction discarded because of: the slot of the watched keys moved\r\n"
 CROSSSLOT = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
 RETRY = 0.02  # seconds before a transaction that met "not now" is played again
 
@@ -85,6 +84,8 @@ class Transaction:
         self.crossed = False
         self.displaced = False
         """The slot is not served where the lane goes: EXEC plays everything again."""
+        self.doubted = False
+        """The rules of its user may have changed since it began."""
         self.queued = Queued()
         self.soiled = False
         """The lane's connection is another than its identity says."""
@@ -176,6 +177,8 @@ class Transaction:
             self.displaced = True  # it was lost while nothing was under way on it
         elif slot is not None and self.lane is None and not self._has_place(slot):
             self.displaced = True  # EXEC waits for somebody to serve the slot, and for a lane
+        elif slot is not None and self._may_not_begin():
+            self.displaced = True
         if self.crossed or self.displaced or (slot is None and self.lane is None):
             queued.raws.append(raw)
             self._answer(request, QUEUED)
@@ -232,6 +235,15 @@ class Transaction:
             self.dirty = self.dirty or not (lost or frame.startswith(NOT_HERE))
             self.displaced = True
 
+    @property
+    def yet_to_begin(self) -> bool:
+        """MULTI is yet to be sent to a lane."""
+        return self.multi and not self.begun
+
+    def _may_not_begin(self) -> bool:
+        """Whether MULTI may be denied by now: what is sent behind it would run.  EXEC asks the engine first."""
+        return self.doubted and self.yet_to_begin and not self.lanes.transacts(self.session.identity.user)
+
     def refuse(self, request: Request, frame: bytes) -> None:
         """An error while queueing: EXEC will say EXECABORT."""
         self.dirty = True
@@ -275,7 +287,7 @@ class Transaction:
             self.displaced = True  # the shard has another primary: this one may not have heard, and would forget it
         if self.displaced or lane is None or lane.closed:
             if self.watching:
-                self.abort(request, LOST if lane is None or lane.closed else MOVED_WATCH)
+                self.abort(request, LOST if lane is None or lane.closed else null_array(self.session.protocol))
                 return None
             return self._play_again(request)
         self._begin_on_lane()
@@ -304,7 +316,7 @@ class Transaction:
         async def follow() -> None:
             await done.wait()
             if replay and self.watching:
-                self.abort(request, LOST if lane.closed else MOVED_WATCH)
+                self.abort(request, LOST if lane.closed else null_array(self.session.protocol))
             elif replay:
                 await self._play_again(request)
             elif filling:
@@ -316,7 +328,7 @@ class Transaction:
         self._answer(request, await self._fill(self.session, shard, self.queued.extras, self.queued.filled(frame)))
 
     def abort(self, request: Request, frame: bytes) -> None:
-        """End the transaction with this error."""
+        """End the transaction with this error, or with the null of keys that have changed."""
         self.end(clean=False)
         self._answer(request, frame)
 

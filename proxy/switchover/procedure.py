@@ -12,14 +12,15 @@ The order, after the page of CLIENT PAUSE (https://valkey.io/commands/client-pau
 7. ``replica``: the primary of before follows the new one and is in step.  Now WAIT has somebody to count.
 
 Until 5 is answered nothing has changed but pauses, which are undone.  Should this process die on the way, the pause
-ends by itself (2 and 3 are bounded by the stall that is allowed), and so does a failover nobody votes for.
+ends by itself very soon (it is short, and renewed while the switchover lives), and so does a failover nobody votes for
+(within the stall that is allowed).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import trio
@@ -39,7 +40,9 @@ DRAIN = 0.25
 AGREE = 2.0  # seconds for the nodes to agree on the new primary, behind its promotion
 BACK = 15.0  # seconds for the former primary to be in step as a replica
 SOONER = 0.25  # seconds by which the engine gives up before: it looks ten times a second (cluster_legacy.c)
-LEEWAY = 0.5  # seconds by which the pause outlasts the stall that is allowed
+LEEWAY = 0.5  # seconds for a promotion, whatever was left of the stall that is allowed, and for the pause to be ended
+LEASE = 0.5  # seconds for which the primary is paused at a time
+RENEW = 0.1  # seconds between two renewals
 
 
 class RolledBack(Exception):
@@ -84,16 +87,17 @@ class Procedure:
         self._deadline = 0.0
         self._promoted = False
         self._pausing = False
+        self._unpaused = trio.Event()
         self._timeouts: list[bytes | None] = []
 
-    async def run(self) -> None:
-        """Raises ``RolledBack``, ``Incomplete``."""
+    async def run(self, nursery: trio.Nursery) -> None:
+        """``nursery`` keeps the primary paused meanwhile.  Raises ``RolledBack``, ``Incomplete``."""
         try:
             async with await self._reach(self.choice.replica) as replica:
                 async with await self._reach(self.choice.primary) as primary:
                     await self._approach(primary, replica)
                     async with self._held(primary):
-                        await self._switch(primary, replica)
+                        await self._switch(primary, replica, nursery)
                 await self._replica_is_back(replica)
         except (ConnectionLost, ReplyError) as error:
             raise self._failure(f"{error}") from None
@@ -152,6 +156,7 @@ class Procedure:
     async def _unpause(self, primary: ControlConnection) -> None:
         """Whatever became of the connection: the pause may stand there."""
         self._pausing = False
+        self._unpaused.set()
         with trio.move_on_after(LEEWAY):
             try:
                 if not primary.closed:
@@ -162,10 +167,22 @@ class Procedure:
             except (ConnectionLost, ReplyError):
                 return  # it ends by itself, or with the node
 
-    async def _switch(self, primary: ControlConnection, replica: ControlConnection) -> None:
+    async def _keep_paused(self, primary: ControlConnection) -> None:
+        """Until it is unpaused, which then comes behind the last renewal on the same connection.
+
+        Should a renewal fail or be late, the engine's own failover still lets nothing through that the replica lacks.
+        """
+        while not self._unpaused.is_set():
+            with suppress(ConnectionLost, ReplyError):
+                await handover.pause_writes(primary, LEASE)
+            with trio.move_on_after(RENEW):
+                await self._unpaused.wait()
+
+    async def _switch(self, primary: ControlConnection, replica: ControlConnection, nursery: trio.Nursery) -> None:
         self._tell("pause", {})
         self._pausing = True
-        await handover.pause_writes(primary, self.most + LEEWAY)
+        await handover.pause_writes(primary, LEASE)
+        nursery.start_soon(self._keep_paused, primary)
         offset = (await handover.standing(primary)).offset
         self._tell("level", {"offset": offset})
         # Half of the time for each: a failover that is asked for and not waited for could come when nobody is ready.

@@ -103,17 +103,9 @@ class Switchovers:
 
     async def _carry_out(self, procedure: Procedure, report: Report) -> None:
         began = time.monotonic()
-        result: Result = "done"
-        why = None
         try:
-            await procedure.run()
-        except RolledBack as failure:
-            result, why = "rolled_back", str(failure)
-        except Incomplete as failure:
-            result, why = "incomplete", str(failure)
-        except Exception as defect:  # one switchover is lost by it, not the proxy
-            result, why = "incomplete", "of a defect in the proxy; its log tells more"
-            self.log.error("defect: a switchover was broken off", exc_info=defect)
+            async with trio.open_nursery() as nursery:
+                result, why = await self._result(procedure, nursery)
         finally:
             self._under_way = None
         seconds = time.monotonic() - began
@@ -130,3 +122,16 @@ class Switchovers:
         say = self.log.info if why is None else self.log.warning
         say("switchover: over", seconds=round(seconds, 3), **line, **({"reason": why} if why else {}))
         report.add(line | ({"error": why} if why else {}), last=True)
+
+    async def _result(self, procedure: Procedure, nursery: trio.Nursery) -> tuple[Result, str | None]:
+        """How it ended, and the reason where it is not done."""
+        try:
+            await procedure.run(nursery)
+        except RolledBack as failure:
+            return "rolled_back", str(failure)
+        except Incomplete as failure:
+            return "incomplete", str(failure)
+        except Exception as defect:  # one switchover is lost by it, not the proxy
+            self.log.error("defect: a switchover was broken off", exc_info=defect)
+            return "incomplete", "of a defect in the proxy; its log tells more"
+        return "done", None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 
 import structlog
 import trio
@@ -26,7 +26,7 @@ from proxy.routing.slot_map import Node
 from proxy.settings import TimeoutSettings
 from proxy.topology.cluster import Cluster, expect
 from proxy.topology.feeds import CHANNEL, KINDS, PATTERN, SHARD, Feed, Kind, Waiter
-from proxy.topology.links import CROWD, Link
+from proxy.topology.links import CROWD, PING, Link
 from shard.client import ControlConnection, Credentials
 
 RETRY = 0.05  # seconds before a subscription that a node did not take is tried again
@@ -91,11 +91,6 @@ class Hub:
         return connection
 
     # -- what control asks --------------------------------------------------------------------------------
-    def is_live(self, kind: Kind, name: bytes) -> bool:
-        """Whether a message published from now on would be seen."""
-        feed = self.feeds[kind].get(name)
-        return feed is not None and self._live(feed)
-
     def feed(self, kind: Kind, name: bytes) -> Feed:
         """The feed of that name, subscribed (soon).  Whoever asks waits for it or adds a client, at once."""
         feed = self.feeds[kind].get(name)
@@ -107,14 +102,23 @@ class Hub:
         return feed
 
     def wait(self, feeds: Iterable[Feed], done: Callable[[bytes | None], None]) -> Waiter:
-        """Have ``done`` called as soon as all feeds are live; before any message that comes behind."""
+        """Have ``done`` called as soon as all feeds are live; before any message that comes behind.
+
+        Of what is live, messages that were published before may be on their way here yet: these come first.
+        """
         waiter = Waiter(feeds, done)
         for feed in waiter.feeds:
             feed.waiting.append(waiter)
-            if self._live(feed):
-                waiter.missing.discard(feed)
-        if not waiter.missing:
-            waiter.end(None)
+        live = [feed for feed in waiter.feeds if self._live(feed)]
+        links = self.bringing(live)
+        answers = count(1)
+
+        def told(_: bytes | None) -> None:
+            if next(answers) == len(links):
+                self._tell(waiter, live)
+
+        for link in links:
+            link.ask(PING, told)
         return waiter
 
     def stop_waiting(self, waiter: Waiter) -> None:
@@ -320,11 +324,14 @@ class Hub:
         if not feed.waiting or not self._live(feed):
             return
         for waiter in list(feed.waiting):
-            waiter.missing.discard(feed)
+            self._tell(waiter, [feed])
+
+    def _tell(self, waiter: Waiter, live: Sequence[Feed]) -> None:
+        waiter.missing.difference_update(live)
+        if not waiter.missing:
+            waiter.missing = {each for each in waiter.feeds if not self._live(each)}
             if not waiter.missing:
-                waiter.missing = {each for each in waiter.feeds if not self._live(each)}
-                if not waiter.missing:
-                    waiter.end(None)
+                waiter.end(None)
 
     def refuse(self, feed: Feed, frame: bytes) -> None:
         """A node does not let the proxy subscribe: those who wait are told."""

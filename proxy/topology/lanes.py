@@ -22,6 +22,8 @@ from shard.client import Credentials
 
 DISCARD, UNWATCH = encode_request([b"DISCARD"]), encode_request([b"UNWATCH"])
 
+NOT_BEGUN = b"-ERR DISCARD without MULTI"
+
 PRUNE = 0.5  # how often, in terms of ``lanes.leased_idle``, it is looked for lanes that nobody uses
 
 
@@ -32,6 +34,7 @@ class Lanes:
     ``stamp(shard, incarnation)`` what writes are remembered with; ``trouble()`` is called when a node
     could not be reached, so that topology looks again; ``logins`` makes a connection its user's;
     ``denied(lane, frame)`` is told when a node does not let a lane's user in, ``expelled(identity)`` when none does;
+    ``transacts(user)`` says whether it may surely MULTI, DISCARD and UNWATCH;
     ``passwords(identity)`` are those of its sessions, ``outdated(lane, passwords)`` is told which of them are another
     user's, of the same name, by now.
     """
@@ -52,6 +55,7 @@ class Lanes:
         expelled: Callable[[Identity], None],
         passwords: Callable[[Identity], set[bytes]],
         outdated: Callable[[Lane, frozenset[bytes]], None],
+        transacts: Callable[[str], bool],
     ) -> None:
         self.plane = plane
         self.settings = settings
@@ -66,6 +70,7 @@ class Lanes:
         self._nursery: trio.Nursery | None = None
         self._connected: defaultdict[int, set[Lane]] = defaultdict(set)
         self._pool = Pool(settings)
+        self.transacts = transacts
         self.held: dict[int, trio.Event] = {}
         """Shards that are sent nothing for the moment; the event is set when they are again."""
         self._keeper = Keeper(
@@ -361,7 +366,7 @@ class Lanes:
             self._close_unused(unused[0])
 
     def _close_unused(self, lane: Lane) -> None:
-        """Close a lane that is clean, or all but so: it leaves nothing behind at the node that would have to be killed."""
+        """Close a lane that is clean, or all but so: it leaves nothing at the node that would have to be killed."""
         self._forget(lane, clean=True)
         self.plane.close_lane(lane)
 
@@ -391,24 +396,38 @@ class Lanes:
             lost.request.answer(b"-ERR the connection to the shard was closed\r\n")
 
     def wash(self, lane: Lane, begun: bool) -> None:
-        """Give back a lane on which keys are watched or, if ``begun``, commands queued: clean, once that is undone."""
+        """Give back a lane on which keys are watched or, if ``begun``, commands queued: clean, once that is undone.
+
+        It may have its next user before that, unless the engine might refuse the former one to undo it.
+        """
         owner: Owner = lane.owner
         if not owner.leased or not lane.attached or lane.closed or owner.retiring_since is not None:
             self.release(lane, clean=False)
             return
 
+        shared = self.transacts(owner.identity.user)
+
         def undone(frame: bytes) -> None:
-            clean = not is_error(frame) or frame.startswith(b"-ERR DISCARD without MULTI")  # EXEC came before
-            if self._pool.washed(lane) or not clean:
+            clean = not is_error(frame) or frame.startswith(NOT_BEGUN)  # EXEC came before
+            taken = shared and not self._pool.is_unused(lane)
+            if taken and not clean:
+                lane.lose("what its former user left could not be undone")  # what the next one sent may have run
+            elif not shared or not clean or (not taken and not lane.fifo and self._pool.washed(lane)):
                 self.release(lane, clean)
 
-        self._pool.wash(lane)
+        if shared:
+            self._pool.wash(lane)
         self.plane.submit(lane, DISCARD if begun else UNWATCH, undone, pinned=True)
 
     def _tidy(self, lane: Lane) -> None:
         """Have nothing queued or watched on a lane that its session goes on with."""
-        for raw in (DISCARD, UNWATCH):
-            self.plane.submit(lane, raw, lambda frame: None, pinned=True)
+
+        def discarded(frame: bytes) -> None:
+            if is_error(frame) and not frame.startswith(NOT_BEGUN):
+                lane.lose("what its session queued could not be discarded")
+
+        self.plane.submit(lane, DISCARD, discarded, pinned=True)
+        self.plane.submit(lane, UNWATCH, lambda frame: None, pinned=True)
 
 
 def _outlived(owner: Owner) -> bool:

@@ -307,6 +307,8 @@ class Redirects:
         with self.plane.turn():
             for request, handed in lost:
                 unknown = request.write and handed is Handed.WHOLLY
+                if unknown and not (request.client is not None and request.client.closed):
+                    self.counts["outcome_unknown"] += 1
                 if unknown and request.client is not None:
                     self._lost_write(request.client, lane)
                 self.plane.answer(request, UNKNOWN if unknown else NOT_SENT_AGAIN)

@@ -65,6 +65,22 @@ def loads_scripts(rules: bytes) -> bool:
     return b"+@all" in words and not any(each in NO_LOADING or each.startswith((b"db=", b"resetdbs")) for each in words)
 
 
+TRANSACTING = frozenset({b"multi", b"discard", b"unwatch"})
+HOLD_TRANSACTING = frozenset({b"@all", b"@transaction", b"@fast"})
+
+
+def transacts(rules: bytes) -> bool:
+    """Whether rules surely let their user begin a transaction and give it up: MULTI, DISCARD and UNWATCH."""
+    words = rules.split(b" ")
+    if any(each.startswith((b"db=", b"resetdbs")) for each in words):
+        return False
+    allowed: set[bytes] = set()
+    for word in words:
+        about = TRANSACTING if word[1:] in HOLD_TRANSACTING else TRANSACTING & {word[1:]}
+        allowed = allowed | about if word.startswith(b"+") else allowed - about if word.startswith(b"-") else allowed
+    return allowed == TRANSACTING
+
+
 def may_hear(rules: bytes, names: Sequence[bytes], patterns: bool) -> bool:
     """Whether rules, or one of their selectors, name all these channels; or these patterns, as they are.
 
@@ -145,6 +161,10 @@ class Roster:
     def may_load(self, user: bytes) -> bool:
         """Whether a user is known to be allowed SCRIPT LOAD on every node that serves."""
         return self._everywhere(loads_scripts, user)
+
+    def may_transact(self, user: str) -> bool:
+        """Whether a user is known to be allowed MULTI, DISCARD and UNWATCH on every node that serves."""
+        return self._everywhere(transacts, name_of(user))
 
     def _everywhere(self, holds: Callable[[bytes], bool], user: bytes) -> bool:
         known = self._judged.get((holds, user))

@@ -180,6 +180,7 @@ class _Inquiry:
         self._primary_told = True
         address = primary.looker.address
         settings = {} if is_error(frames[0]) else _settings(frames[0])
+        primary.keeps_aof = settings.get("appendonly") != "no"
         if not settings:
             self._problems[None] = _unread(self._shard, address)
         elif _acknowledges_early(primary.engine, primary.version, settings):

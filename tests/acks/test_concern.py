@@ -208,6 +208,25 @@ def test_an_error_of_the_engine_stays_what_it_is(side: Ackgate, session: Wire) -
         assert session.call("LPUSH", mine, 1).startswith(b"-WRONGTYPE ")
 
 
+@pytest.mark.parametrize(("protocol", "null"), [(2, b"*-1\r\n"), (3, b"_\r\n")])
+def test_what_wrote_nothing_is_not_called_applied(protocol: int, null: bytes, side: Ackgate) -> None:
+    """A transaction whose watched key has changed, and a blocking command whose time is up."""
+    mine, watched, empty = key(side, "short:"), key(side, "free:watched:"), key(side, "short:empty:")
+    with side.session(protocol) as session, side.replica.stopped():
+        session.pipeline([["WATCH", watched], ["INCR", watched], ["MULTI"], ["SET", mine, "never"]])
+        assert session.call("EXEC") == null
+        assert session.call("GET", mine) != b"$5\r\nnever\r\n"
+        assert session.call("BLPOP", empty, "0.01") == null
+        assert session.call("BLMOVE", empty, empty, "LEFT", "LEFT", "0.01") == null
+        assert session.call("SET", mine, "v", "GET").startswith(LATE[:-2]), "a null, too, but of a write"
+        session.send("BLPOP", empty, 0)
+        with side.session() as other:
+            until(lambda: b"cmd=blpop" in other.call("CLIENT", "LIST"), "it blocks")
+            other.send("RPUSH", empty, 1)
+            assert session.receive() == LATE
+            assert other.receive() == LATE
+
+
 def test_every_way_to_write_is_kept_back(side: Ackgate, session: Wire) -> None:
     mine, other = key(side, "short:"), key(side, "short:", 1)
     script = "return redis.call('SET', KEYS[1], ARGV[1])"

@@ -24,6 +24,7 @@ from tests.acks.staging import (
     NONE,
     ONE,
     address,
+    cut,
     fan_out,
     in_step,
     lies,
@@ -122,6 +123,28 @@ def test_a_slot_that_moves_while_another_shard_is_waited_for_is_counted_where_it
         naive = fan_out(steady)
         naive_write(naive, slow)
         assert naive.wait(1, 100) == 1, "for it has written nothing to where the key is"
+    assert session.call("WAIT", 1, 0) == ONE
+    migrate(target, source, source.slot)
+
+
+def test_a_slot_that_moves_while_a_shard_without_writes_has_no_replica_is_counted_where_it_is(
+    steady: Up, session: Wire, shards: list[Shard]
+) -> None:
+    """Who wrote nothing to a shard waits for its replicas to be there, and what was seen elsewhere grows old."""
+    source, target, slow = shards
+    with target.replica.stopped():
+        with slow.replica.stopped():
+            cut(slow)
+            until(lambda: not slow.primary.call("ROLE")[2], "it has no replica")
+            put(session, source)
+            session.send("WAIT", 1, 2500)
+            until(lambda: metric(steady, "ackgate_waits_open") == 1, "it waits")
+            with Wire.to(steady.redis_url) as other:
+                put(other, source)
+                assert other.call("WAIT", 1, 50) == NONE, "for the third shard; of the first all has been seen"
+            migrate(source, target, source.slot)
+        until(lambda: slow.primary.call("ROLE")[2], "it has one again")
+        assert session.receive() == NONE
     assert session.call("WAIT", 1, 0) == ONE
     migrate(target, source, source.slot)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -60,6 +61,25 @@ def test_who_was_told_by_waitaof_is_told_by_wait_though_the_replicas_have_stoppe
         assert session.call("WAIT", 3, SOON) == integer(2)
         assert session.call("SET", "key", "another") == OK
         assert session.call("WAIT", 1, SOON) == integer(0)
+
+
+def test_a_replica_that_has_left_counts_no_more_whoever_was_told_of_it(session: Wire, nodes: list[Node]) -> None:
+    primary, *replicas = nodes
+    assert session.call("SET", "key", "value") == OK
+    assert session.call("WAITAOF", 1, 2, FOR_EVER) == pair(1, 2)
+    with replicas[0].stopped(), replicas[1].stopped():
+        for left in (1, 0):
+            with primary.wire() as wire:
+                link = re.search(rb" addr=(\S+)", wire.call("CLIENT", "LIST", "TYPE", "replica"))
+            assert link is not None
+            assert primary.call("CLIENT", "KILL", "ADDR", link[1].decode()) == 1
+            until(lambda left=left: len(primary.call("ROLE")[2]) == left, "it has left")
+            assert session.call("WAIT", left, FOR_EVER) == integer(left)
+            assert session.call("WAIT", left + 1, SOON) == integer(left)
+            assert session.call("WAITAOF", 0, left + 1, SOON) == pair(1, left)
+            counts = session.pipeline([["MULTI"], ["WAIT", 1, 0], ["WAITAOF", 0, 1, 0], ["EXEC"]])[-1]
+            assert counts == b"*2\r\n" + integer(left) + pair(1, left)
+    until(lambda: session.call("WAIT", 2, SOON) == integer(2), "they are back, and have it")
 
 
 def test_one_of_two_is_as_many_as_it_is(session: Wire, nodes: list[Node]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acks.behaviours.words import NO_AOF, OK, QUEUED, SOON
+from tests.acks.behaviours.words import FOR_EVER, NO_AOF, OK, QUEUED, SOON
 from tests.acks.sides import Ackgate, timed
 from tests.system.load import tag
 from tests.system.nodes import Shard, migrate
@@ -205,6 +205,24 @@ def test_nor_does_one_that_waits_for_ever_for_the_same_proof(side: Ackgate, sess
             assert reply == b"*2\r\n:0\r\n:0\r\n"
             assert 0.1 <= seconds < 0.1 + side.late
         assert patient.receive() == b"*2\r\n:1\r\n:1\r\n"
+
+
+@pytest.mark.parametrize("line", ["WAIT 1", "WAITAOF 1 1"])
+def test_what_was_told_of_writes_whose_slot_moved_is_not_forgotten(line: str, side: Ackgate, session: Wire) -> None:
+    """Though the replica that has them has stopped since, and others went on writing."""
+    source, target, _ = side.shards
+    slot = source.slot + 22
+    assert session.call("SET", "moved" + tag(slot), 1) == OK
+    migrate(source, target, slot)
+    try:
+        told = session.call(*line.split(), FOR_EVER)
+        with side.session() as other, target.replica.stopped():
+            put(other, target)
+            assert session.call(*line.split(), FOR_EVER) == told
+            put(session, target)
+            assert session.call("WAIT", 1, SOON) == b":0\r\n"
+    finally:
+        migrate(target, source, slot)
 
 
 # ---- what is kept of it ----

@@ -26,7 +26,7 @@ SERVED_S = 1.0  # within which a proxy serves every shard once the nodes are who
 REACH_S = 0.1  # until a pause holds the clients of every proxy
 EARLY_S = 0.05  # by which another proxy may end it earlier
 AFTER_S = 1.0  # within which it is over everywhere, from its end on
-STALL_S = 3.5  # for which a switchover that nobody ends keeps a shard paused
+STALL_S = 3.0  # for which a failover that nobody votes for, nor gives up, keeps a shard paused; without one, 0.6
 ORPHAN_S = 2.0  # from the death of the proxy that set it
 
 

@@ -11,8 +11,20 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.__main__ import faults_of, main
+from tests.chaos.clients import Ledger
 from tests.chaos.proxies import ProxyFaults
-from tests.chaos.storm import DURABILITY, Crew, by_naive_fan_out, cluster, storm, under_durability, under_no_rule
+from tests.chaos.storm import (
+    DURABILITY,
+    EVERYTHING,
+    Crew,
+    Outcome,
+    by_naive_fan_out,
+    cluster,
+    storm,
+    under_durability,
+    under_no_rule,
+)
 from tests.harness import Up, until
 from tests.system.nodes import shards_of
 from tests.system.wire import Wire
@@ -80,6 +92,16 @@ def test_a_pause_that_something_passes_is_seen(running: Up, broken: list[str]) -
     faults.kinds["pause of writes"](shards_of(running)[0])
     ending.join()
     assert set(seen) == ({"pause passed"} if broken else set())
+
+
+def test_a_storm_that_kills_too_few_busy_primaries_fails() -> None:
+    asked = next(each.default for each in main.params if each.name == "kills")
+    assert asked >= 30
+    faults: Any = SimpleNamespace(kills=asked - 1, done=dict.fromkeys(EVERYTHING, 1))
+    outcome = Outcome("ackgate", faults, Ledger(), asked)
+    assert faults_of(outcome, EVERYTHING) == ["ackgate: only 29 of 30 busy primaries were killed in the time given"]
+    faults.kills = asked
+    assert faults_of(outcome, EVERYTHING) == []
 
 
 def caught(running: Up, crew: Crew) -> bool:

@@ -108,6 +108,37 @@ def test_a_client_with_too_many_bytes_under_way_is_not_read(make: Make) -> None:
     bench.spin(lambda: shards[0].pull() or shards[0].requests())
 
 
+def test_who_waits_is_not_read_while_all_together_wait_for_too_much(make: Make) -> None:
+    bench = make(Limits(outstanding_total=100_000))
+    shards = bench.shards()
+    one = put(0, b"x" * 1000)
+    crowd = [bench.client() for _ in range(10)]
+    taken = [fill(client, one) for client in crowd]
+    pending = bench.plane.pending_bytes
+    assert 100_000 <= pending < 100_000 + 10 * 65536 < sum(taken)  # the bound, and one read of each
+    reached = pending // len(one)
+    came = 0
+
+    def all_came() -> bool:
+        nonlocal came
+        shards[0].pull()
+        came += shards[0].requests()
+        return came == reached
+
+    bench.spin(all_came)
+    asking = bench.client()
+    asking.send(get(1))
+    shards[1].expect(get(1))
+    shards[1].send(number(1))
+    asking.expect(number(1))  # who waits for nothing is read
+    shards[0].send(OK * reached)
+    bench.spin(lambda: shards[0].pull() or shards[0].requests())  # and on it goes
+    for client in crowd:
+        client.sock.close()
+    bench.spin(lambda: len(bench.notes.closed_clients) == len(crowd))
+    assert bench.plane.pending_bytes == 0
+
+
 def test_a_client_stopped_behind_a_barrier_is_read_only_so_far(bench: Bench) -> None:
     bench.shards()
     client = bench.client()

@@ -65,6 +65,19 @@ def test_what_was_counted_stays_when_there_are_more_commands_or_fewer() -> None:
     assert sum(tally.rows[3].counts) == 0
 
 
+def test_no_sum_goes_back_when_an_id_gets_another_meaning() -> None:
+    tally = Tally()
+    tally.fit(3)
+    tally.add(0, 2, 0.5, WRONGTYPE)
+    for bucket, frame in ((1, OK), (2, WRONGTYPE), (17, b"-ERR\r\n")):
+        tally.add(3, bucket, 1.0, frame)
+    tally.forget(3)
+    assert [(at, count) for at, count in enumerate(tally.rows[0].counts) if count] == [(1, 1), (2, 2), (17, 1)]
+    assert tally.rows[0].seconds == 3.5
+    assert tally.rows[0].errors == {b"WRONGTYPE": 2, b"ERR": 1}
+    assert (list(tally.rows[3].counts), tally.rows[3].seconds, tally.rows[3].errors) == ([0] * 18, 0.0, {})
+
+
 @pytest.mark.parametrize(
     ("frame", "word"),
     [

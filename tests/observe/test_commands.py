@@ -15,6 +15,7 @@ from tests.system.wire import Wire
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 ERRORS = "ackgate_command_errors_total"
+KINDS = "ackgate_errors_total"
 CALLS = "ackgate_command_calls_total"
 
 
@@ -96,6 +97,15 @@ def test_errors_are_counted_by_their_first_word(running: Up, client: Wire) -> No
     assert risen(ERRORS, command="unknown", error="ERR") == 1
     assert risen(ERRORS, command="client", error="ERR") == 1
     assert risen(ERRORS, command="set", error="ERR") == 0
+    assert [risen(KINDS, error=word) for word in ("ERR", "WRONGTYPE", "other", "OOM")] == [4, 1, 1, 0]
+
+
+def test_kinds_of_errors_are_there_before_there_is_one(tmp_path: Path) -> None:
+    """What appears with its first events is missed by a rate: a burst of errors would not be seen at all."""
+    with up(tmp_path, *SMALL) as fresh:
+        kinds = {dict(labels)["error"]: value for (name, labels), value in samples(fresh).items() if name == KINDS}
+    assert {"ERR", "CLUSTERDOWN", "UNBLOCKED", "UNCONFIRMED", "LOADING", "other"} <= set(kinds)
+    assert set(kinds.values()) == {0}
 
 
 def test_clients_cannot_make_labels_grow(running: Up, client: Wire) -> None:
@@ -168,5 +178,5 @@ def test_without_metrics_by_command_there_are_none(tmp_path: Path) -> None:
         for _ in range(50):
             client.call("SET", "key", "value")
         found = samples(uncounted)
-        assert not any(name.startswith("ackgate_command_") for name, _ in found)
+        assert not any(name.startswith("ackgate_command_") or name == KINDS for name, _ in found)
         assert found["ackgate_commands_total", ()] == 50

@@ -196,10 +196,11 @@ def test_commands_have_counts_times_and_errors() -> None:
     answered = {"get": Timed([1, 2, *[0] * 15, 1], 12.5), "config|get": Timed([1, *[0] * 17], 0.25)}
     errors = {("get", "WRONGTYPE"): 1}
     widths = Timed([3, 1, *[0] * 9], 5), Timed([], 0)
-    figures = CommandFigures(answered, {"get": Timed([0, 2, *[0] * 16], 0.5)}, errors, *widths)
+    figures = CommandFigures(answered, {"get": Timed([0, 2, *[0] * 16], 0.5)}, errors, *widths, {"WRONGTYPE": 1})
     found = families(Metrics(Stub(commands=figures)))
     assert value(found, "ackgate_command_calls", "_total", command="get") == 4
     assert value(found, "ackgate_command_errors", "_total", command="get", error="WRONGTYPE") == 1
+    assert value(found, "ackgate_errors", "_total", error="WRONGTYPE") == 1
     assert value(found, "ackgate_command_seconds", "_bucket", command="get", le="5e-05") == 1
     assert value(found, "ackgate_command_seconds", "_bucket", command="get", le="0.0001") == 3
     assert value(found, "ackgate_command_seconds", "_bucket", command="get", le="10.0") == 3

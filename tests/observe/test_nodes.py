@@ -112,7 +112,16 @@ def test_a_promotion_of_a_replica_is_a_switchover_and_a_dead_primary_a_failover(
     assert value("primary_changes_total", kind="failover") == 0
     outages = value("shard_outage_seconds_count")
     os.kill(after.primary.pid, signal.SIGKILL)
-    until(lambda: value("node_up", node=address(after.primary)) == 0, "it is missed")
+
+    def missed() -> Samples | None:
+        found = samples(running)
+        return found if of(found, "ackgate_node_up", node=address(after.primary)) == 0 else None
+
+    found = until(missed, "it is missed")
+    told = {name for name, labels in found if dict(labels).get("node") == address(after.primary)}
+    assert told == {f"ackgate_node_{figure}" for figure in ("up", "primary", "replication_offset_bytes")}, (
+        "what it did when it was last seen is not told as if it did it now"
+    )
     until(lambda: value("primary_changes_total", kind="failover") == 1, "the failover is told")
     until(lambda: value("shard_outage_seconds_count") == outages + 1, "and for how long it was")
     assert value("primary_changes_total", kind="switchover") == 1

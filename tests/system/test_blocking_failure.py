@@ -91,6 +91,7 @@ def test_a_primary_that_dies_or_hangs_ends_what_may_have_popped_and_the_rest_goe
         gone.send("BLPOP", queue, 0)
         reading.send("XREAD", "BLOCK", 0, "STREAMS", stream, "1-1")  # $ would be the end it finds where it goes on
         blocks_at(shard.primary, 3)
+        unknown = metric(cluster, "ackgate_outcome_unknown_total")
         os.kill(shard.primary.pid, how)
         try:
             gone.close()
@@ -101,6 +102,7 @@ def test_a_primary_that_dies_or_hangs_ends_what_may_have_popped_and_the_rest_goe
                 queueing.send(*words)
             if how == signal.SIGKILL:
                 assert popping.receive() == UNKNOWN
+                assert metric(cluster, "ackgate_outcome_unknown_total") > unknown, "it is counted"
                 began = time.monotonic()
                 assert timed.receive() == b"*-1\r\n"
                 assert time.monotonic() - began < 3

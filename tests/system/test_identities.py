@@ -16,7 +16,7 @@ import trio.testing
 
 from proxy.codec.reply import decode, elements, is_error
 from proxy.sessions.brake import Brake
-from proxy.topology.roster import read_users, unrestricted
+from proxy.topology.roster import read_users, transacts, unrestricted
 from tests.harness import Up, until
 from tests.system.beside import everybody, node, on, primaries, proxy_beside
 from tests.system.load import tag
@@ -524,6 +524,10 @@ def test_rules_are_read_as_the_engine_writes_them() -> None:
     assert [unrestricted(users[name]) for name in (b"a", b"b", b"d")] == [True, True, False]
     for rules in (b"on ~* &* +@all -get", b"on ~* &* db=1 +@all", b"on %R~* &* +@all", b"on ~* +@all", b"off"):
         assert not unrestricted(rules)
+    for rules in (b"on ~* +@all", b"~a* -@all +get +multi +discard +unwatch", b"-@all +@transaction", b"+@fast"):
+        assert transacts(rules)
+    for rules in (b"off", b"+@all -discard", b"+@all -@transaction", b"+@all -multi", b"+@all -@all +@read"):
+        assert not transacts(rules)
 
 
 async def test_the_brake_grows_and_lets_go(autojump_clock: trio.testing.MockClock) -> None:

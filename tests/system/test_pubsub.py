@@ -171,6 +171,20 @@ def test_whoever_publishes_wherever_is_heard_from_the_confirmation_on(
             assert decode(talk.receive()) == [b"message", b"from%d" % number, b"m"]
 
 
+@pytest.mark.parametrize(
+    ("publish", "subscribe", "name"),
+    [("PUBLISH", "SUBSCRIBE", "a"), ("PUBLISH", "PSUBSCRIBE", "*"), ("SPUBLISH", "SSUBSCRIBE", "a")],
+)
+def test_what_was_published_before_is_not_heard(
+    connect: Callable[..., Talk], publish: str, subscribe: str, name: str
+) -> None:
+    connect(2).said(subscribe, name)  # so that the proxy hears it already
+    talk = connect(2)
+    for number in range(100):
+        heard = talk.pipeline([[publish, "a", number], [subscribe, name], ["PING"], [f"{subscribe[:-9]}UNSUBSCRIBE"]])
+        assert [b"message" in frame for frame in heard] == [False] * 4
+
+
 def test_messages_of_a_channel_keep_their_order(connect: Callable[..., Talk], protocol: int) -> None:
     listeners = [connect(protocol) for _ in range(3)]
     for listener in listeners:

@@ -6,17 +6,25 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import trio
 
-from proxy.switchover.procedure import handover
+from proxy.switchover.procedure import LEASE, handover
 from shard.client import ControlConnection
-from tests.harness import Up, until
+from tests.harness import ENVIRONMENT, READY, Up, until
 from tests.system.nodes import Shard
 from tests.system.test_switchover import Sets, _lines, address, inside, settled
+from tests.system.wire import Wire
 
 SETTING = "cluster-manual-failover-timeout"
 LONG = 60_000  # milliseconds
@@ -172,6 +180,54 @@ async def test_a_replica_that_dies_when_it_is_told_to_lead_leaves_nothing_paused
     assert line["result"] == "rolled_back" and set(sets.replies) == {b"OK"}, line
     assert shard.primary.call("INFO", "clients")["paused_actions"] == "none"
     await trio.to_thread.run_sync(nothing_is_left, endpoint)
+
+
+STANDS_STILL = """
+import trio
+from proxy.cli import main
+from proxy.switchover.procedure import handover
+
+async def never(*args):
+    await trio.sleep_forever()
+
+handover.level = never
+main()
+"""
+MOST_S = 5.0  # the longest stall that may be asked for: a pause that is not renewed has to last for it
+
+
+@contextmanager
+def standing_still(shard: Shard, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A proxy in the middle of a switchover: it waits for the replica to be level, for ever."""
+    seeds = [address(shard.primary), address(shard.replica)]
+    (tmp_path / "still.yaml").write_text(f"cluster: {{seeds: {seeds}}}\nlisten: {{port: 0}}\nadmin: {{port: 0}}\n")
+    command = [sys.executable, "-c", STANDS_STILL, "proxy", "--config", str(tmp_path / "still.yaml")]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            match = READY.match(process.stdout.readline())
+            assert match is not None
+            body = json.dumps({"shard": address(shard.primary), "max_stall": MOST_S}).encode()
+            order = urllib.request.Request(f"{match[2]}/switchover", body, {"content-type": "application/json"})
+            with urllib.request.urlopen(order, timeout=30) as answer:
+                until(lambda: json.loads(answer.readline())["step"] == "level", "the primary is paused")
+                yield process
+        finally:
+            process.kill()
+
+
+def test_a_proxy_killed_in_the_middle_of_it_leaves_no_shard_paused_for_long(endpoint: Up, tmp_path: Path) -> None:
+    shard = settled(endpoint)[0]
+    with standing_still(shard, tmp_path) as proxy:
+        later = time.monotonic() + 3 * LEASE
+        until(lambda: time.monotonic() > later and paused(shard) == ["write", "none"], "it goes on being paused")
+        proxy.kill()
+        killed = time.monotonic()
+        with Wire.to(endpoint.redis_url) as wire:
+            assert wire.call("SET", shard.key, "1") == b"+OK\r\n"
+            wire.call("DEL", shard.key)
+        assert time.monotonic() - killed < MOST_S - 3 * LEASE - 1, "it ends with the proxy, not with the longest stall"
+    nothing_is_left(endpoint)
 
 
 # -- orders that are none ------------------------------------------------------------------------------------------

@@ -112,6 +112,25 @@ def test_who_loses_a_channel_hears_no_more_of_it(doors: tuple[str, str], rules: 
             admin.call("ACL", "DELUSER", "hears")
 
 
+@pytest.mark.parametrize("before", [["MULTI"], ["MULTI", "PING"]])
+def test_multi_that_is_denied_by_the_time_it_is_sent_lets_nothing_behind_it_run(
+    doors: tuple[str, str], before: list[str]
+) -> None:
+    came = []
+    for door in doors:
+        with Wire.to(door) as admin, Wire.to(door) as session:
+            assert session.call("AUTH", "all", "secret") == b"+OK\r\n"
+            frames = session.pipeline([[word] for word in before])
+            admin.call("ACL", "SETUSER", "all", "-@transaction")
+            try:
+                frames += session.pipeline([["SET", "{app}k", 1], ["APPEND", "{app}k", 2]])
+                frames.append(session.call("EXEC"))
+            finally:
+                admin.call("ACL", "SETUSER", "all", "reset", *RULES["all"].split())
+            came.append([*frames, admin.call("GET", "{app}k")])
+    assert came[0] == came[1]
+
+
 def test_rules_that_changed_bind_what_was_queued_before(doors: tuple[str, str]) -> None:
     replies = []
     for url in doors:

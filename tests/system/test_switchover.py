@@ -199,6 +199,20 @@ def test_every_kind_of_client_goes_on_and_those_of_another_proxy_too(wire: Wire,
         assert blocked.receive().endswith(b"late\r\n"), "who blocked before goes on where the list is now"
 
 
+def test_keys_that_are_watched_count_as_changed(endpoint: Up) -> None:
+    shard = settled(endpoint)[0]
+    with Wire.to(endpoint.redis_url) as old, Wire.to(endpoint.redis_url) as new:
+        assert new.call("HELLO", 3).startswith(b"%")
+        for wire in old, new:
+            replies = wire.pipeline([["WATCH", shard.key], ["GET", shard.key], ["MULTI"], ["SET", shard.key, 1]])
+            assert replies[-1] == b"+QUEUED\r\n"
+        assert order(endpoint, shard=address(shard.primary))[-1]["result"] == "done"
+        assert (old.call("EXEC"), new.call("EXEC")) == (b"*-1\r\n", b"_\r\n"), "as if so: who meant it tries again"
+        again: list[list[bytes | str | int]] = [["WATCH", shard.key], ["MULTI"], ["DEL", shard.key], ["EXEC"]]
+        assert old.pipeline(again)[-1] == b"*1\r\n:0\r\n", "nothing of it had run"
+    settled(endpoint)
+
+
 def test_what_is_asked_for_has_to_be_one_healthy_replica(endpoint: Up) -> None:
     shards = settled(endpoint)
     one, other = shards[0], shards[1]

@@ -36,6 +36,16 @@ def test_without_an_aof_the_primary_refuses_and_its_replica_can_be_waited_for(si
             assert other.call("WAITAOF", 0, 1, FOR_EVER) == pair(0, 1), "who wrote nothing is told so, too"
 
 
+def test_without_an_aof_the_primary_refuses_who_was_told_before(side: Side, session: Wire) -> None:
+    put(side, session)
+    assert session.call("WAITAOF", 1, 1, FOR_EVER) == pair(1, 1)
+    with side.primary.set("appendonly", "no"):
+        assert session.call("WAITAOF", 1, 1, FOR_EVER) == NO_AOF
+        assert session.call("WAITAOF", 1, 0, FOR_EVER) == NO_AOF
+        assert session.call("WAITAOF", 0, 1, FOR_EVER) == pair(0, 1)
+        assert session.call("WAIT", 1, FOR_EVER) == integer(1)
+
+
 def test_an_aof_that_is_switched_off_ends_the_wait_for_it(side: Side, session: Wire) -> None:
     with side.replica.stopped():
         put(side, session)
