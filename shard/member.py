@@ -165,12 +165,14 @@ def _refused_login(address: Address, error: ReplyError) -> ShardError:
 
 async def for_all(work: Callable[..., Awaitable[None]], arguments: Iterable[tuple[Any, ...]]) -> None:
     """Run ``work`` for all arguments at once; of several errors the first is raised, not a group of them."""
+    error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             for given in arguments:
                 nursery.start_soon(work, *given)
     except* ShardError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = group  # raised in here it would be in a group again, before Python 3.11.4
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if error is not None:
         raise error from None

@@ -39,7 +39,7 @@ CONTROL = ("primary killed with writes unreplicated",)
 
 @click.command()
 @click.option("--kills", default=30, show_default=True, help="Busy primaries to kill in the storm, at least.")
-@click.option("--seconds", default=200, show_default=True, help="How long the storm lasts, or up to 300 s longer, until enough were killed.")
+@click.option("--seconds", default=200, show_default=True, help="How long the storm lasts, or up to 300 s longer.")
 @click.option("--held-kills", default=6, show_default=True, help="Primaries to kill in the storm over durability.")
 @click.option("--held-seconds", default=60, show_default=True, help="The longest that it may last.")
 @click.option("--control-kills", default=2, show_default=True, help="Primaries to kill in each control run.")
