@@ -316,8 +316,9 @@ class Pausing:
             nursery.start_soon(self.shards.run)
             while True:
                 self._look = trio.Event()
+                now = trio.current_time()
                 await self._follow()
-                with trio.move_on_at(self.board.next_change(trio.current_time())):
+                with trio.move_on_at(self.board.next_change(now)):  # it may have come meanwhile
                     await self._look.wait()
 
     def _close(self) -> None:
