@@ -341,12 +341,20 @@ class Cluster:
 
     def answers(self, node_id: str) -> bool:
         """Whether the node answered its last probe."""
-        return any(watch.node_id == node_id and watch.alive for watch in self.nodes.values())
+        return any(watch.alive for watch in self._watches_of(node_id))
 
     def silence(self, node_id: str) -> float:
         """Seconds since the node was last asked something that it answered; 0.0 for one that is not watched."""
-        asked = [watch.asked_at for watch in self.nodes.values() if watch.node_id == node_id]
+        asked = [watch.asked_at for watch in self._watches_of(node_id)]
         return trio.current_time() - max(asked) if asked else 0.0
+
+    def _watches_of(self, node_id: str) -> list[NodeWatch]:
+        """By the address where the map has the node, if it has it: nobody goes by one that it had before."""
+        watches = [watch for watch in self.nodes.values() if watch.node_id == node_id]
+        if len(watches) < 2:
+            return watches
+        mapped = {node.address for shard in self.map.shards for node in shard.nodes}
+        return [watch for watch in watches if watch.address in mapped] or watches
 
     def watch_of(self, node: Node) -> NodeWatch | None:
         return self.nodes.get(node.address)
