@@ -78,7 +78,8 @@ def source(suite: Suite) -> Path:
     command = ["-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", suite.package, "--dest", str(CACHE)]
     subprocess.run([sys.executable, *command, wanted], check=True)
     with tarfile.open(CACHE / f"{name}.tar.gz") as archive:
-        archive.extractall(CACHE, filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from Python 3.11.4 on
+        archive.extractall(CACHE, **safely)
     assert (folder / "tests").is_dir(), f"the source of {name} brings no tests"
     return folder
 
