@@ -149,7 +149,8 @@ class Crowd:
                     self._counted_fsync(member, shard, (waiter.local, waiter.count))
             else:
                 for member in members:
-                    self._arrive(member, shard, waiter.count, waiter.threshold, seen)
+                    count = max(waiter.count, member.question.told(shard)[1])  # who has fsynced it has it
+                    self._arrive(member, shard, count, waiter.threshold, seen)
 
     def glanced(self, member: Member, rounds: ShardRounds, seen: Seen) -> None:
         """A look that was for this member."""
@@ -181,7 +182,6 @@ class Crowd:
         question = member.question
         stamps = question.writer.writes.get(shard)
         if stamps is not None:
-            count = max(count, question.told(shard)[1])  # who has fsynced it has it
             proved = _took(seen.incarnation, stamps) and stamps[0].generation == seen.generation
             if not proved or seen.moving:
                 member.pending[shard] = awaited

@@ -172,11 +172,13 @@ class Procedure:
 
         Should a renewal fail or be late, the engine's own failover still lets nothing through that the replica lacks.
         """
-        while not self._unpaused.is_set():
-            with suppress(ConnectionLost, ReplyError):
-                await handover.pause_writes(primary, LEASE)
+        while True:
             with trio.move_on_after(RENEW):
                 await self._unpaused.wait()
+            if self._unpaused.is_set():
+                return
+            with suppress(ConnectionLost, ReplyError):
+                await handover.pause_writes(primary, LEASE)
 
     async def _switch(self, primary: ControlConnection, replica: ControlConnection, nursery: trio.Nursery) -> None:
         self._tell("pause", {})
